@@ -1,0 +1,8 @@
+//! Stored records: the bytes of every object, in one place each.
+//!
+//! Every record is bincode in one [`envelope`]; large arrays are plain little-endian sections behind it.
+//! `docs/format.md` tells the bytes; golden files hold both true.
+
+pub mod base;
+pub mod clone;
+pub mod envelope;

@@ -1,0 +1,36 @@
+//! Every bound of the program in one place, each with its unit and what happens when it is reached.
+
+/// Longest user-given name, bytes; a longer one is refused (`bad-name`).
+pub const NAME_BYTES_MAX: usize = 63;
+/// Largest stored record inside an envelope, bytes; a larger one is corrupt, whatever it says.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Deltas that a base takes unless the operator says otherwise; the next clone goes to a new base.
+pub const SLOTS_PER_BASE: u32 = 128;
+/// Most slots that an operator may give a base.
+pub const SLOTS_PER_BASE_MAX: u32 = 4096;
+/// Largest volume, bytes (64 TiB); a larger image is refused.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// Chunk of a packed base unless import says otherwise, bytes.
+pub const CHUNK_BYTES: u32 = 64 * 1024;
+/// Largest pack, bytes of stored frames.
+pub const PACK_BYTES_MAX: u32 = 64 * 1024 * 1024;
+/// Largest body of one commit record, bytes; larger bursts are split.
+pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Commit records after the newest checkpoint before the next checkpoint is due.
+pub const CHECKPOINT_RECORDS: u64 = 256;
+/// Bytes of commit records after the newest checkpoint before the next checkpoint is due.
+pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// Ranges in one HTTP request; a request with more is answered with the whole volume refused (416).
+pub const HTTP_RANGES_MAX: usize = 16;
+/// Header bytes of one HTTP request; more closes the connection with 431.
+pub const HTTP_HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Body bytes of one control request; more is 413.
+pub const HTTP_CONTROL_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Body bytes of one PUT to a disk; more is 413.
+pub const HTTP_WRITE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes that a streaming read asks of a device at a time.
+pub const READ_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Largest NBD request payload, bytes; also the maximum block size that we announce.
+pub const NBD_PAYLOAD_BYTES_MAX: u32 = 32 * 1024 * 1024;
+/// Clones created by one request.
+pub const CREATE_COUNT_MAX: u32 = 10_000;

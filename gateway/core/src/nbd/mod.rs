@@ -1,0 +1,1 @@
+//! The NBD wire protocol as pure code: options, requests, replies; no sockets.

@@ -1,0 +1,1 @@
+//! Runs clonegate policy components in a sandbox.

@@ -1,0 +1,1 @@
+//! Reads the chunks of a base and verifies each against its index.

@@ -1,0 +1,1 @@
+//! Commands: the only module that prints.

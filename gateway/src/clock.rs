@@ -1,0 +1,1 @@
+//! Time and randomness, reached through one place so that a simulation replays from a seed.

@@ -1,0 +1,1 @@
+//! The log of one clone: what it wrote, where it lies, who owns it.

@@ -1,0 +1,1 @@
+//! A tiny bootable disk image, made in code.

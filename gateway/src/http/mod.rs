@@ -1,0 +1,1 @@
+//! HTTP: connections with limits, disk bytes, the control interface.

@@ -1,0 +1,1 @@
+//! Keeps base chunks in memory, loading each missing one once however many ask.

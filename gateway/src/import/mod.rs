@@ -1,0 +1,1 @@
+//! Turns a raw or qcow2 image, treated as hostile, into a base.

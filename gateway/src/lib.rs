@@ -1,0 +1,22 @@
+//! A gateway that serves linked-clone volumes out of object stores, by HTTP ranges and NBD.
+//!
+//! `ARCHITECTURE.md` at the root of the project is the map of these modules and says which may import which.
+
+pub mod base;
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod delta;
+pub mod demo;
+pub mod device;
+pub mod exports;
+pub mod http;
+pub mod icache;
+pub mod import;
+pub mod lifecycle;
+pub mod metrics;
+pub mod nbd;
+pub mod policy;
+pub mod store;
+pub mod volume;

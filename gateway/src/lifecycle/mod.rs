@@ -1,0 +1,1 @@
+//! What happens to templates, bases and clones, and in which order in the store.

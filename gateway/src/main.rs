@@ -1,0 +1,3 @@
+//! The `clonegate` program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Counters and gauges: names, units and labels in one place.

@@ -1,0 +1,1 @@
+//! The NBD server: handshake and transmission over sockets.

@@ -1,0 +1,1 @@
+//! Asks the policy plugins for the control layer.

@@ -1,0 +1,1 @@
+//! Object stores as clonegate uses them: put-if-absent, checked reads, deadlines.

@@ -1,0 +1,1 @@
+//! One clone as a device: delta over base.

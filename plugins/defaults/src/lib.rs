@@ -1,0 +1,1 @@
+//! The built-in policies of clonegate as a plugin.

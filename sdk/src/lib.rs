@@ -1,0 +1,1 @@
+//! SDK for clonegate policy plugins.
