@@ -4,5 +4,6 @@
 //! `docs/format.md` tells the bytes; golden files hold both true.
 
 pub mod base;
+pub mod catalog;
 pub mod clone;
 pub mod envelope;
