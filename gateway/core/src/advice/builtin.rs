@@ -1,13 +1,12 @@
 //! The rules that stand when no plugin has an opinion. `plugins/defaults` says the same in WebAssembly,
 //! and a test holds the two together.
 
+use super::check::CANDIDATES_MAX;
 use super::{
     BaseState, Candidate, Health, Inventory, Lifetime, PlacementRequest, PlacementVerdict, ResetEvent, ResetOnto,
     ResetPlan, ResetRequest, ResetTiming, ResetVerdict, RolloverRequest, RolloverVerdict, Successor, Target,
 };
 
-/// Most candidates in an answer.
-pub const CANDIDATES_MAX: usize = 8;
 /// Share of its slots at which a base gets its successor prepared, percent.
 pub const PREPARE_AT_PERCENT: u64 = 90;
 
@@ -71,14 +70,17 @@ pub fn roll_over(request: &RolloverRequest) -> RolloverVerdict {
     }
 }
 
-/// Discards the delta of an ephemeral clone at power-off and log-off, once nobody has it open; keeps everything else.
+/// Discards the delta of an ephemeral clone at power-off and log-off, once nobody has it open; keeps everything else
+/// and whatever is held.
 pub fn reset(request: &ResetRequest) -> ResetVerdict {
     let event = match request.event {
         ResetEvent::PowerOff => "power-off",
         ResetEvent::LogOff => "log-off",
-        ResetEvent::Interval(_) | ResetEvent::SizeThreshold(_) => return ResetVerdict::Keep,
+        ResetEvent::PowerOn | ResetEvent::Interval(_) | ResetEvent::SizeThreshold(_) | ResetEvent::ImagePublished => {
+            return ResetVerdict::Keep;
+        }
     };
-    if request.subject.lifetime == Lifetime::Persistent {
+    if request.subject.lifetime == Lifetime::Persistent || request.subject.held {
         return ResetVerdict::Keep;
     }
     ResetVerdict::Discard(ResetPlan {

@@ -1,9 +1,22 @@
 //! What the control layer asks a policy, and what a policy may answer.
 //!
 //! These are the host's own types; the policy host turns them into the WIT package `clonegate:policy` and back.
-//! [`builtin`] holds the rules that stand when no plugin has an opinion.
+//! [`builtin`] holds the rules that stand when no plugin has an opinion, [`check`] what every answer must satisfy, and
+//! [`Question`] and [`Answer`] take the three kinds together.
 
 pub mod builtin;
+pub mod check;
+mod placement;
+mod question;
+mod reset;
+mod rollover;
+
+pub use placement::{Candidate, Deferral, PlacementRequest, PlacementVerdict, Rejection, Target};
+pub use question::{Answer, Question, Slot};
+pub use reset::{
+    Exit, Hold, Release, ResetEvent, ResetOnto, ResetPlan, ResetRequest, ResetTiming, ResetVerdict, Volume,
+};
+pub use rollover::{RolloverRequest, RolloverTrigger, RolloverVerdict, Successor};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +73,9 @@ pub struct Datastore {
     pub bases: u32,
     /// Clones on it, of all images.
     pub clones: u32,
+    /// Clones on it of the pool that is asked about; 0 when it is about none.
+    #[serde(default)]
+    pub pool_clones: u32,
     /// Recent mean latency of its store, microseconds.
     pub latency_us: Option<u32>,
     /// Labels.
@@ -126,204 +142,4 @@ pub enum Lifetime {
     Persistent,
     /// Discarded at power-off or log-off.
     Ephemeral,
-}
-
-/// Where a clone may go.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Target {
-    /// Link to this base.
-    Base(String),
-    /// Make a base on this datastore, then link to it.
-    NewBaseOn(String),
-}
-
-/// A place and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Candidate {
-    /// The place.
-    pub target: Target,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// A place that the host could not use, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejection {
-    /// The place.
-    pub target: Target,
-    /// Why not.
-    pub why: String,
-}
-
-/// Asks where a clone goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlacementRequest {
-    /// Name of the clone.
-    pub clone: String,
-    /// Name of its pool, empty when it is in none.
-    pub pool: String,
-    /// The template version, `NAME:VERSION`.
-    pub image: String,
-    /// Whether its delta is meant to last.
-    pub lifetime: Lifetime,
-    /// Bytes that its delta is expected to grow to.
-    pub expected_delta: u64,
-    /// Labels of the clone.
-    pub labels: Vec<Label>,
-    /// Candidates of an earlier answer that the host could not use.
-    pub rejected: Vec<Rejection>,
-}
-
-/// Says where a clone goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PlacementVerdict {
-    /// Ask the next one.
-    NoOpinion,
-    /// Best first; the host takes the first that holds.
-    Choose(Vec<Candidate>),
-    /// Nothing is permitted; the text reaches the caller.
-    Refuse(String),
-}
-
-/// Why rollover is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RolloverTrigger {
-    /// A clone was linked to the base.
-    DeltaAdded,
-    /// A timer.
-    Periodic,
-    /// Free space of its datastore changed much.
-    SpaceChanged,
-    /// A new version of its template was published.
-    ImagePublished,
-}
-
-/// Asks whether a base needs a successor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RolloverRequest {
-    /// Why it is asked.
-    pub trigger: RolloverTrigger,
-    /// The base in question.
-    pub subject: Base,
-}
-
-/// Where the next base goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Successor {
-    /// Datastores, best first; empty: where the old base is.
-    pub datastores: Vec<String>,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// Says whether a base needs a successor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RolloverVerdict {
-    /// Ask the next one.
-    NoOpinion,
-    /// Takes more clones.
-    Keep,
-    /// Takes no more clones, and no successor is made.
-    Seal(String),
-    /// Make a successor now; the base takes clones until it is ready.
-    Prepare(Successor),
-    /// Seal at once and make a successor.
-    RollOver(Successor),
-}
-
-/// What happened to a clone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ResetEvent {
-    /// It was switched off.
-    PowerOff,
-    /// Its user logged off.
-    LogOff,
-    /// So many milliseconds have gone since its last reset or its creation.
-    Interval(u64),
-    /// Its delta has grown past this many bytes.
-    SizeThreshold(u64),
-}
-
-/// A clone as a reset policy sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume {
-    /// Name of the clone.
-    pub id: String,
-    /// Name of its pool, empty when it is in none.
-    pub pool: String,
-    /// Whether its delta is meant to last.
-    pub lifetime: Lifetime,
-    /// When it was made, milliseconds since 1970 UTC.
-    pub created_ms: u64,
-    /// When it was last reset.
-    pub last_reset_ms: Option<u64>,
-    /// Whether somebody has it open.
-    pub attached: bool,
-    /// Size of its delta, bytes.
-    pub delta: u64,
-    /// Size of the volume, bytes.
-    pub size: u64,
-    /// Labels.
-    pub labels: Vec<Label>,
-}
-
-/// Asks whether a clone is to be reset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResetRequest {
-    /// What happened.
-    pub event: ResetEvent,
-    /// The clone.
-    pub subject: Volume,
-    /// Its base.
-    pub base: Base,
-}
-
-/// When a delta goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ResetTiming {
-    /// At once, if nobody has it open.
-    Now,
-    /// As soon as nobody has it open.
-    WhenDetached,
-}
-
-/// What a clone is reset to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ResetOnto {
-    /// Its base.
-    SameBase,
-    /// The newest ready base of the same template on the same datastore.
-    NewestBase,
-}
-
-/// How a delta is discarded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResetPlan {
-    /// When.
-    pub timing: ResetTiming,
-    /// Onto what.
-    pub onto: ResetOnto,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// Says whether a clone is reset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ResetVerdict {
-    /// Ask the next one.
-    NoOpinion,
-    /// Keep the delta.
-    Keep,
-    /// Discard the delta.
-    Discard(ResetPlan),
-    /// Ask again after so many seconds.
-    AskAgain(u32),
 }
