@@ -10,6 +10,8 @@ pub const SLOTS_PER_BASE: u32 = 128;
 pub const SLOTS_PER_BASE_MAX: u32 = 4096;
 /// Largest volume, bytes (64 TiB); a larger image is refused.
 pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// Largest object that is read in one piece, bytes; larger ones are read by ranges.
+pub const OBJECT_BYTES_MAX: u64 = 256 << 20;
 /// Chunk of a packed base unless import says otherwise, bytes.
 pub const CHUNK_BYTES: u32 = 64 * 1024;
 /// Largest pack, bytes of stored frames.

@@ -1,0 +1,295 @@
+//! From a URL and settings to an object store.
+
+use std::collections::HashMap;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use clonegate_core::{Error, Result};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
+use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
+
+use super::config::{Secret, StoreConfig};
+use super::errors;
+use super::keys::{self, Key};
+use super::tls;
+
+/// A store before it is counted and watched.
+pub(super) struct Opened {
+    pub(super) objects: Arc<dyn ObjectStore>,
+    pub(super) label: String,
+    pub(super) directory: Option<PathBuf>,
+}
+
+/// A URL taken apart: `scheme://authority/path`.
+struct Parts<'a> {
+    scheme: &'a str,
+    authority: &'a str,
+    path: &'a str,
+}
+
+pub(super) fn open(config: &StoreConfig) -> Result<Opened> {
+    let parts = split(&config.url)?;
+    let label = config.url.trim_end_matches('/').to_owned();
+    match parts.scheme {
+        "file" => open_directory(&parts, label),
+        "memory" => open_memory(&parts, label),
+        "s3" | "gs" | "az" => open_service(config, &parts, label),
+        other => Err(bad_url(&config.url, format!("{other:?} is not a kind of store"))),
+    }
+}
+
+/// Splits the URL of one object into the URL of the store that holds it (`s3://bucket`, `file:///directory`) and its key.
+///
+/// # Errors
+/// `Invalid` with code `bad-store-url` or `bad-key`.
+pub fn split_object_url(url: &str) -> Result<(String, Key)> {
+    let parts = split(url)?;
+    let (store, key) = match parts.scheme {
+        "file" => {
+            let (directory, file) = parts.path.rsplit_once('/').unwrap_or(("", parts.path));
+            (format!("file:///{}", directory.trim_start_matches('/')), decode(url, file)?)
+        }
+        scheme => (format!("{scheme}://{}", parts.authority), decode(url, parts.path)?),
+    };
+    Ok((store, keys::foreign(&key)?))
+}
+
+fn split(url: &str) -> Result<Parts<'_>> {
+    let (scheme, rest) = url.split_once("://").ok_or_else(|| bad_url(url, "it has no scheme".to_owned()))?;
+    let (authority, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    if authority.contains('@') {
+        return Err(bad_url("(a url with credentials)", "credentials do not belong in the url".to_owned()));
+    }
+    if matches!(scheme, "s3" | "gs" | "az") && authority.is_empty() {
+        return Err(bad_url(url, "it names no bucket".to_owned()));
+    }
+    if scheme == "file" && !(authority.is_empty() || authority == "localhost") {
+        return Err(bad_url(url, format!("a directory needs three slashes: file:///{authority}{path}")));
+    }
+    if path.contains(['?', '#']) {
+        return Err(bad_url(url, "a query or a fragment means nothing here".to_owned()));
+    }
+    Ok(Parts { scheme, authority, path })
+}
+
+fn bad_url(url: &str, why: String) -> Error {
+    Error::invalid("bad-store-url", format!("not the url of a store: {why}"))
+        .on(url)
+        .hint("use file:///directory, memory://, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix")
+}
+
+fn bad_setting(url: &str, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::invalid("bad-store-setting", "the settings of the store do not fit").on(url).because(cause)
+}
+
+fn decode(url: &str, text: &str) -> Result<String> {
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|e| bad_url(url, e.to_string()))?;
+    Ok(decoded.into_owned())
+}
+
+fn prefix_of(url: &str, path: &str) -> Result<Path> {
+    Path::parse(decode(url, path)?.trim_matches('/')).map_err(|e| bad_url(url, e.to_string()))
+}
+
+fn open_directory(parts: &Parts<'_>, label: String) -> Result<Opened> {
+    let directory = PathBuf::from(decode(&label, parts.path)?);
+    if !directory.is_absolute() {
+        return Err(bad_url(&label, "the directory must begin with a slash".to_owned()));
+    }
+    make_durable_directory(&directory).map_err(|e| {
+        let failure = errors::by_io(e.kind(), e.raw_os_error());
+        failure.error.on(&label).because(e)
+    })?;
+    let directory = directory.canonicalize().map_err(|e| bad_setting(&label, e))?;
+    let store = LocalFileSystem::new_with_prefix(&directory).map_err(|e| bad_setting(&label, e))?;
+    let store = store.with_fsync(true).with_automatic_cleanup(true);
+    Ok(Opened { objects: Arc::new(store), label, directory: Some(directory) })
+}
+
+/// Makes a directory with its ancestors, each synced into its parent: a store whose root is gone after a crash has lost
+/// everything.
+pub(super) fn make_durable_directory(directory: &FilePath) -> std::io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        make_durable_directory(parent)?;
+        match std::fs::create_dir(directory) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
+            _ => std::fs::File::open(parent)?.sync_all()?,
+        }
+    }
+    Ok(())
+}
+
+/// `memory://` is a store of its own at each opening; `memory://name` is one store for the whole process.
+fn open_memory(parts: &Parts<'_>, label: String) -> Result<Opened> {
+    static NAMED: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
+    let memory = if parts.authority.is_empty() {
+        Arc::default()
+    } else {
+        Arc::clone(NAMED.lock().entry(parts.authority.to_owned()).or_default())
+    };
+    let prefix = prefix_of(&label, parts.path)?;
+    let label = if parts.authority.is_empty() { "memory:".to_owned() } else { label };
+    Ok(Opened { objects: under(memory, prefix), label, directory: None })
+}
+
+fn under<S: ObjectStore>(store: S, prefix: Path) -> Arc<dyn ObjectStore> {
+    if prefix.as_ref().is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) }
+}
+
+fn open_service(config: &StoreConfig, parts: &Parts<'_>, label: String) -> Result<Opened> {
+    tls::install_provider();
+    let prefix = prefix_of(&label, parts.path)?;
+    let client = client(config, &label)?;
+    // Retrying is done by us alone, so that a deadline is a deadline and a count is a count.
+    let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, ..RetryConfig::default() };
+    let wrong = |e| bad_setting(&label, e);
+    let objects = match parts.scheme {
+        "s3" => under(s3(config, parts.authority, client, retry).build().map_err(wrong)?, prefix),
+        "gs" => under(gcs(config, parts.authority, client, retry).build().map_err(wrong)?, prefix),
+        _ => under(azure(config, parts.authority, client, retry).build().map_err(wrong)?, prefix),
+    };
+    Ok(Opened { objects, label, directory: None })
+}
+
+fn client(config: &StoreConfig, label: &str) -> Result<ClientOptions> {
+    let plain = config.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    // Our own deadline covers a request, as it grows with the body; a fixed one would cut large bodies off.
+    let mut client = ClientOptions::new()
+        .with_timeout_disabled()
+        .with_connect_timeout(config.connect_timeout)
+        .with_pool_max_idle_per_host(super::IN_FLIGHT_MAX)
+        .with_allow_http(plain);
+    if let Some(file) = &config.ca_file {
+        let unreadable = |why: String| {
+            Error::invalid("bad-ca-file", format!("ca_file holds no certificate: {why}"))
+                .on(file.display().to_string())
+                .hint("ca_file is a PEM file: -----BEGIN CERTIFICATE-----")
+        };
+        let pem = std::fs::read(file).map_err(|e| unreadable(e.to_string()))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| unreadable(e.to_string()))?;
+        if certificates.is_empty() {
+            return Err(unreadable("it has none".to_owned()));
+        }
+        for certificate in certificates {
+            client = client.with_root_certificate(certificate);
+        }
+    }
+    match config.proxy.as_deref() {
+        None => {}
+        Some("none") => client = client.with_proxy_url("http://0.0.0.0:0").with_proxy_excludes("*"),
+        Some(proxy) if proxy.starts_with("http://") || proxy.starts_with("https://") => {
+            client = client.with_proxy_url(proxy);
+        }
+        Some(proxy) => {
+            return Err(Error::invalid("bad-store-setting", format!("proxy {proxy:?} is no http:// url")).on(label));
+        }
+    }
+    Ok(client)
+}
+
+fn s3(config: &StoreConfig, bucket: &str, client: ClientOptions, retry: RetryConfig) -> AmazonS3Builder {
+    let mut builder = AmazonS3Builder::from_env();
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
+    }
+    if let Some(region) = &config.region {
+        builder = builder.with_region(region);
+    }
+    if let (Some(id), Some(secret)) = (&config.access_key_id, &config.secret_access_key) {
+        builder = builder.with_access_key_id(id).with_secret_access_key(secret.reveal());
+        if let Some(token) = &config.session_token {
+            builder = builder.with_token(token.reveal());
+        }
+    }
+    let path_style = config.path_style.unwrap_or(config.endpoint.is_some());
+    builder
+        .with_bucket_name(bucket)
+        .with_virtual_hosted_style_request(!path_style)
+        .with_disable_bulk_delete(true)
+        .with_client_options(client)
+        .with_retry(retry)
+}
+
+fn gcs(config: &StoreConfig, bucket: &str, client: ClientOptions, retry: RetryConfig) -> GoogleCloudStorageBuilder {
+    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_base_url(endpoint);
+    }
+    if let Some(key) = config.secret_access_key.as_ref().map(Secret::reveal) {
+        builder = builder.with_service_account_key(key);
+    }
+    builder.with_client_options(client).with_retry(retry)
+}
+
+fn azure(config: &StoreConfig, container: &str, client: ClientOptions, retry: RetryConfig) -> MicrosoftAzureBuilder {
+    let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(container);
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(endpoint.clone());
+    }
+    if let Some(account) = &config.access_key_id {
+        builder = builder.with_account(account);
+    }
+    if let Some(key) = config.secret_access_key.as_ref().map(Secret::reveal) {
+        builder = builder.with_access_key(key);
+    }
+    builder.with_client_options(client).with_retry(retry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::store::Store;
+
+    #[test]
+    fn each_kind_of_url_opens() {
+        for url in ["memory://", "s3://vdi/fast", "s3://vdi"] {
+            let config = StoreConfig {
+                access_key_id: Some("key".into()),
+                secret_access_key: Some(Secret::new("hunter2")),
+                endpoint: Some("http://127.0.0.1:1".into()),
+                ..StoreConfig::new(url)
+            };
+            let store = Store::open(&config, &Clock::system()).unwrap();
+            assert!(!format!("{store:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_store_is_refused_with_what_to_use() {
+        for url in ["", "vdi", "ftp://x/y", "s3://", "s3:///x", "file://tmp/x", "s3://key:secret@bucket", "s3://b/x?y"]
+        {
+            let error = Store::open(&StoreConfig::new(url), &Clock::system()).unwrap_err();
+            assert_eq!(error.code(), "bad-store-url", "{url}");
+            assert!(!error.to_string().contains("secret@"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_object_url_is_split_into_store_and_key() {
+        for (url, store, key) in [
+            ("s3://vdi/images/win%2011.raw", "s3://vdi", "images/win 11.raw"),
+            ("file:///srv/images/win11.raw", "file:///srv/images", "win11.raw"),
+            ("memory://shared/x", "memory://shared", "x"),
+        ] {
+            let (got_store, got_key) = split_object_url(url).unwrap();
+            assert_eq!((got_store.as_str(), got_key.as_str()), (store, key));
+        }
+        assert_eq!(split_object_url("s3://vdi/").unwrap_err().code(), "bad-key");
+        assert_eq!(split_object_url("/srv/x.raw").unwrap_err().code(), "bad-store-url");
+    }
+}
