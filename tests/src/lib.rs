@@ -1,1 +1,12 @@
-//! Shared by the tests that cross crates.
+//! Shared by the tests that cross crates: external programs, the running gateway, machines, the source tree.
+
+pub mod gateway;
+pub mod harness;
+pub mod images;
+pub mod machine;
+pub mod programs;
+pub mod tree;
+
+pub use gateway::Gateway;
+pub use machine::Machine;
+pub use programs::need;

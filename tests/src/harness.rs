@@ -1,0 +1,51 @@
+//! Tests that are counted as ignored when a program they need is missing.
+//!
+//! The standard harness decides what is ignored when it is compiled, so these test files are `harness = false` and hand their
+//! cases to [`run`].
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+use crate::programs;
+
+/// One test.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// The promise, in snake case.
+    pub name: &'static str,
+    /// Programs and files without which it is left out.
+    pub needs: &'static [&'static str],
+    /// Panics when the promise is broken.
+    pub run: fn(),
+}
+
+/// Runs `cases` as the standard harness would: same arguments, same output, same exit code.
+pub fn run(cases: &[Case]) -> ExitCode {
+    let trials = cases.iter().map(|&case| Trial::ignorable_test(case.name, move || Ok(attempt(case)))).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn attempt(case: Case) -> Completion {
+    let missing: Vec<_> = case.needs.iter().filter(|name| programs::find(name).is_none()).collect();
+    if let Some(first) = missing.first() {
+        let text = missing.iter().map(|name| programs::missing(name)).collect::<Vec<_>>().join(", ");
+        assert!(!programs::required(), "{}: {text}, and {}=1", first, programs::REQUIRE_CLIENTS);
+        println!("{}: skipped: {text}", case.name);
+        return Completion::ignored_with(text);
+    }
+    (case.run)();
+    Completion::Completed
+}
+
+/// Lists the cases of a test file: `cases! { "curl", "qemu-img" => a_promise; "curl" => another; }` and makes its `main`.
+#[macro_export]
+macro_rules! cases {
+    ($($($need:literal),* => $name:ident;)*) => {
+        fn main() -> std::process::ExitCode {
+            $crate::harness::run(&[$(
+                $crate::harness::Case { name: stringify!($name), needs: &[$($need),*], run: $name },
+            )*])
+        }
+    };
+}

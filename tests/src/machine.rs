@@ -1,0 +1,253 @@
+//! A machine in QEMU whose serial line is watched for a marker.
+//!
+//! Always TCG: it runs wherever the tests run, nested or not. It sees this host as 10.0.2.2.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How a machine sees the host that it runs on.
+pub const HOST: &str = "10.0.2.2";
+
+/// Texts that mean that a boot has failed, whoever says them.
+const FAILURES: &[&str] = &["Kernel panic", "grub rescue>", "grub>", "No bootable device", "BOOT-FAIL"];
+
+/// Firmware of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS, with iPXE in the network card's ROM.
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// A machine that has not been started.
+#[derive(Debug)]
+pub struct Machine {
+    dir: TempDir,
+    arguments: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Machine {
+    /// A machine without disk and network.
+    ///
+    /// # Panics
+    /// When there is no temporary directory, or no firmware to copy.
+    pub fn new(firmware: Firmware) -> Self {
+        let dir = tempfile::Builder::new().prefix("clonegate-vm-").tempdir().expect("a temporary directory");
+        let mut machine = Self { dir, arguments: Vec::new(), failures: Vec::new() };
+        match firmware {
+            Firmware::Bios => machine.push(&["-M", "pc,graphics=off"]),
+            Firmware::Uefi => {
+                let variables = machine.dir.path().join("vars.fd");
+                std::fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).expect("OVMF's variable store");
+                let code = "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
+                let variables = format!("if=pflash,format=raw,unit=1,file={}", variables.display());
+                machine.push(&["-M", "q35", "-device", "virtio-rng-pci", "-drive", code, "-drive", &variables]);
+            }
+        }
+        machine.failures = FAILURES.iter().map(ToString::to_string).collect();
+        machine
+    }
+
+    fn push(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(ToString::to_string));
+    }
+
+    /// Further QEMU arguments.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.push(arguments);
+        self
+    }
+
+    /// A network card whose iPXE runs `script` (the lines after `#!ipxe`). For BIOS the card's ROM is iPXE; for UEFI a small EFI
+    /// partition holds Debian's iPXE, since OVMF would not run a ROM built for BIOS.
+    #[must_use]
+    pub fn with_ipxe(mut self, firmware: Firmware, script: &str) -> Self {
+        let text = format!("#!ipxe\n{script}\necho BOOT-FAIL the script ended\npoweroff\n");
+        std::fs::write(self.dir.path().join("boot.ipxe"), text).expect("the machine's directory is writable");
+        let network = format!("user,id=n0,tftp={},bootfile=boot.ipxe", self.dir.path().display());
+        match firmware {
+            Firmware::Bios => {
+                self.push(&["-netdev", &network, "-device", "virtio-net-pci,netdev=n0,bootindex=1"]);
+            }
+            Firmware::Uefi => {
+                let disk = self.efi_disk(Path::new("/boot/ipxe.efi"));
+                let drive = format!("file={},format=raw,if=none,id=esp,readonly=on", disk.display());
+                let card = "virtio-net-pci,netdev=n0,romfile=";
+                self.push(&["-drive", &drive, "-device", "virtio-blk-pci,drive=esp,bootindex=0"]);
+                self.push(&["-netdev", &network, "-device", card]);
+            }
+        }
+        self
+    }
+
+    /// A network card without a boot ROM.
+    #[must_use]
+    pub fn with_network(self) -> Self {
+        self.with(&["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="])
+    }
+
+    /// Makes a FAT disk with `program` as the default EFI boot program.
+    fn efi_disk(&self, program: &Path) -> PathBuf {
+        let disk = self.dir.path().join("esp.img");
+        let file = std::fs::File::create(&disk).expect("the machine's directory is writable");
+        file.set_len(8 << 20).expect("the machine's directory has room");
+        let text = disk.display().to_string();
+        run("mkfs.vfat", &["-F", "16", "-s", "2", &text]);
+        run("mmd", &["-i", &text, "::/EFI", "::/EFI/BOOT"]);
+        run("mcopy", &["-i", &text, &program.display().to_string(), "::/EFI/BOOT/BOOTX64.EFI"]);
+        disk
+    }
+
+    /// Also treats `text` on the serial line as a failure.
+    #[must_use]
+    pub fn failing_on(mut self, text: &str) -> Self {
+        self.failures.push(text.to_owned());
+        self
+    }
+
+    /// Treats `text` as harmless after all.
+    #[must_use]
+    pub fn not_failing_on(mut self, text: &str) -> Self {
+        self.failures.retain(|known| known != text);
+        self
+    }
+
+    /// Starts it and waits until the serial line shows `marker`; returns the line with it and all that came before.
+    ///
+    /// # Panics
+    /// With the serial log, when a failure text comes first, QEMU ends, or `patience` is over.
+    pub fn boot(self, marker: &str, patience: Duration) -> Serial {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-accel", "tcg,thread=multi", "-m", "768", "-nodefaults", "-display", "none"]);
+        command.args(["-serial", "stdio", "-no-reboot"]).args(&self.arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Running(command.spawn().expect("qemu-system-x86_64 starts"));
+        let (sender, receiver) = mpsc::channel();
+        let output = child.0.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
+        let errors = child.0.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
+        for mut pipe in [output, errors].into_iter().flatten() {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                    if sender.send(buffer[..length].to_vec()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut serial = Serial { text: String::new(), took: Duration::ZERO };
+        let mut raw = Vec::new();
+        let begin = Instant::now();
+        loop {
+            let left = patience.saturating_sub(begin.elapsed());
+            match receiver.recv_timeout(left) {
+                Ok(bytes) => raw.extend(bytes),
+                Err(RecvTimeoutError::Timeout) => panic!("no {marker:?} within {patience:?}:\n{}", serial.tail()),
+                Err(RecvTimeoutError::Disconnected) => panic!("QEMU ended without {marker:?}:\n{}", serial.tail()),
+            }
+            serial.text = plain(&raw);
+            serial.took = begin.elapsed();
+            if serial.has(marker) {
+                child.end_gently();
+                return serial;
+            }
+            if let Some(failure) = self.failures.iter().find(|text| serial.has(text)) {
+                panic!("{failure:?} instead of {marker:?}:\n{}", serial.tail());
+            }
+        }
+    }
+}
+
+/// What a machine wrote to its serial line.
+#[derive(Debug)]
+pub struct Serial {
+    /// Without control sequences.
+    pub text: String,
+    /// From power-on until the marker; for reports, never asserted.
+    pub took: Duration,
+}
+
+impl Serial {
+    /// Whether `text` was written. A screen that is redrawn may break a line, so blanks and line ends are not compared.
+    pub fn has(&self, text: &str) -> bool {
+        let squeeze = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
+        squeeze(&self.text).contains(&squeeze(text))
+    }
+
+    /// The first line that holds `text`.
+    pub fn line(&self, text: &str) -> Option<&str> {
+        self.text.lines().find(|line| line.contains(text)).map(str::trim)
+    }
+
+    fn tail(&self) -> &str {
+        let from = self.text.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
+        &self.text[from..]
+    }
+}
+
+/// A QEMU process that does not outlive the test.
+struct Running(Child);
+
+impl Running {
+    /// Lets the guest power itself off, so that its last writes go out, for a while.
+    fn end_gently(&mut self) {
+        for _ in 0..50 {
+            if matches!(self.0.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way nothing is left to do about a failure here.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// `bytes` without terminal control sequences.
+fn plain(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    let mut characters = String::from_utf8_lossy(bytes).chars().collect::<Vec<_>>().into_iter().peekable();
+    while let Some(c) = characters.next() {
+        match c {
+            '\u{1b}' => {
+                let bracket = characters.next_if(|&c| c == '[' || c == '(' || c == ')');
+                for c in characters.by_ref() {
+                    if bracket != Some('[') || c.is_ascii_alphabetic() {
+                        break;
+                    }
+                }
+            }
+            '\r' | '\0' => {}
+            c => text.push(c),
+        }
+    }
+    text
+}
+
+/// Runs a program that must succeed, and returns its standard output.
+///
+/// # Panics
+/// With what it printed, when it fails.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let path = crate::programs::find(program).unwrap_or_else(|| panic!("{}", crate::programs::missing(program)));
+    let output = Command::new(path).args(arguments).stdin(Stdio::null()).output().expect("the program starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {}\n{errors}", arguments.join(" "), output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
