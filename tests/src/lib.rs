@@ -1,5 +1,6 @@
 //! Shared by the tests that cross crates: external programs, the running gateway, machines, the source tree.
 
+pub mod curl;
 pub mod gateway;
 pub mod harness;
 pub mod images;

@@ -159,6 +159,11 @@ impl Machine {
             serial.text = plain(&raw);
             serial.took = begin.elapsed();
             if serial.has(marker) {
+                // The rest of its line, and whatever the guest says while it powers off.
+                while let Ok(bytes) = receiver.recv_timeout(Duration::from_secs(2)) {
+                    raw.extend(bytes);
+                }
+                serial.text = plain(&raw);
                 child.end_gently();
                 return serial;
             }
@@ -202,7 +207,7 @@ struct Running(Child);
 impl Running {
     /// Lets the guest power itself off, so that its last writes go out, for a while.
     fn end_gently(&mut self) {
-        for _ in 0..50 {
+        for _ in 0..30 {
             if matches!(self.0.try_wait(), Ok(Some(_))) {
                 return;
             }
