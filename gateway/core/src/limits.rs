@@ -36,3 +36,7 @@ pub const READ_WINDOW_BYTES: u64 = 1024 * 1024;
 pub const NBD_PAYLOAD_BYTES_MAX: u32 = 32 * 1024 * 1024;
 /// Clones created by one request.
 pub const CREATE_COUNT_MAX: u32 = 10_000;
+/// Largest chunk of a packed base, bytes; an index that says more is corrupt.
+pub const CHUNK_BYTES_MAX: u32 = 1024 * 1024;
+/// Chunks in one boot set (2 GiB of 64 KiB chunks); recording stops there.
+pub const BOOT_SET_CHUNKS_MAX: u32 = 32 * 1024;

@@ -4,6 +4,9 @@
 //! `docs/format.md` tells the bytes; golden files hold both true.
 
 pub mod base;
+pub mod bootset;
 pub mod catalog;
 pub mod clone;
 pub mod envelope;
+pub mod index;
+pub mod sparse;
