@@ -136,6 +136,22 @@ impl ICache {
         Some(line)
     }
 
+    /// The line, when it is in memory, without counting it as a read: for lines that are no data, as index pages.
+    pub fn get_uncounted(&self, key: &LineKey) -> Option<Bytes> {
+        self.lines.cache.get(key)
+    }
+
+    /// The right to fetch a line that nobody asked for yet, unless it is in memory or on its way.
+    pub fn begin_quietly(&self, key: LineKey) -> Option<Claim> {
+        if self.lines.cache.contains_key(&key) {
+            return None;
+        }
+        match self.flights.join_or_lead(key, &self.lines) {
+            Lookup::Lead(claim, _) => Some(claim),
+            Lookup::Hit(_) | Lookup::Join(_) => None,
+        }
+    }
+
     /// Whether the line is in memory or on its way; changes no statistics and no order of eviction.
     pub fn is_known(&self, key: &LineKey) -> bool {
         self.lines.cache.contains_key(key) || self.flights.contains(key)
