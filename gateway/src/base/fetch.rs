@@ -73,9 +73,7 @@ async fn fetch_run(run: Vec<Wanted>, store: Store, cache: Arc<ICache>) {
                 Err(first_failure) => fetch_again(&one, &store, &cache, first_failure).await,
             },
             // A pack that is too short may still hold some of the run.
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                fetch_again(&one, &store, &cache, error.clone()).await
-            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => fetch_again(&one, &store, &cache, error.clone()).await,
             Err(error) => Err(error.clone()),
         };
         one.claim.fulfil(line);
@@ -118,7 +116,8 @@ impl Wanted {
     }
 
     fn corrupt(&self, cause: &Error) -> Error {
-        let message = format!("{} at {}..{} is damaged: {}", self.what(), self.frame.offset, self.frame.end(), cause.message());
+        let message =
+            format!("{} at {}..{} is damaged: {}", self.what(), self.frame.offset, self.frame.end(), cause.message());
         Error::corrupt("bad-chunk", message)
             .on(keys::pack(self.pack).to_string())
             .hint("run `clonegate fsck`; importing the image again mends it")

@@ -191,9 +191,10 @@ impl Raw {
     fn start(&self, wanted: Vec<Wanted>) {
         let mut run: Vec<Wanted> = Vec::new();
         for one in wanted {
-            let joins = run.first().zip(run.last()).is_some_and(|(first, last)| {
-                one.0 == last.0 + 1 && (one.0 + 1 - first.0) * LINE <= RUN_BYTES_MAX
-            });
+            let joins = run
+                .first()
+                .zip(run.last())
+                .is_some_and(|(first, last)| one.0 == last.0 + 1 && (one.0 + 1 - first.0) * LINE <= RUN_BYTES_MAX);
             if !joins && !run.is_empty() {
                 self.spawn(std::mem::take(&mut run));
             }

@@ -21,8 +21,8 @@ use quick_cache::{OptionsBuilder, Weighter};
 use tokio::runtime::Handle;
 
 use counters::Counters;
-pub use flight::{Claim, Pending};
 use flight::Flights;
+pub use flight::{Claim, Pending};
 
 /// What one entry weighs besides its bytes: the key, the handle, the two tables' slots and the allocation's head.
 pub const LINE_OVERHEAD_BYTES: u64 = 192;

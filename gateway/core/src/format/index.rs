@@ -114,8 +114,7 @@ impl FrameRef {
             2 => Encoding::Zstd,
             other => return Err(bad(format!("a frame of unknown kind {other}"))),
         };
-        let frame =
-            Self { pack: word(0), offset: word(4), crc: word(8), length: word(12) & 0x00ff_ffff, encoding };
+        let frame = Self { pack: word(0), offset: word(4), crc: word(8), length: word(12) & 0x00ff_ffff, encoding };
         if frame.length == 0 || frame.end() > u64::from(limits::PACK_BYTES_MAX) {
             return Err(bad(format!("a frame of {} bytes at {} of a pack", frame.length, frame.offset)));
         }
