@@ -4,14 +4,12 @@
 //! was lost, and (S3's 409) when another write is only just under way. So the object is read: the same bytes are ours,
 //! since every body holds a nonce; other bytes are somebody else's; nothing there means that it is tried again.
 
-use std::hash::{BuildHasher, RandomState};
-
 use bytes::Bytes;
 use clonegate_core::{Error, ErrorKind, Result};
 use object_store::{ObjectStore, PutMode, PutOptions, PutPayload};
-use tokio::sync::Mutex;
 
 use super::errors::{self, Failure};
+use super::exclusive::Exclusive;
 use super::keys::Key;
 use super::{Inner, Store};
 
@@ -47,7 +45,10 @@ impl Store {
         let name = self.name(key.as_str());
         let inner = &self.0;
         let _turn = match &inner.exclusive {
-            Some(in_process) => Some(in_process.lock(key).await),
+            Some(exclusive) => {
+                exclusive.check(&inner.label)?;
+                exclusive.turn(key).await
+            }
             None => None,
         };
         inner
@@ -63,10 +64,40 @@ impl Store {
     }
 }
 
+/// How one attempt to create ended, when nothing is read afterwards.
+pub(super) enum Once {
+    Created,
+    /// Something is there, or (S3's 409) coming.
+    Taken,
+    /// The answer was lost.
+    Unknown,
+}
+
+impl Store {
+    /// One bare attempt, for the probe: what the store answers, not what we make of it.
+    pub(super) async fn create_once(&self, key: &Key, body: Bytes) -> Result<Once> {
+        let name = self.name(key.as_str());
+        let inner = &self.0;
+        let _turn = match &inner.exclusive {
+            Some(exclusive) => exclusive.turn(key).await,
+            None => None,
+        };
+        match inner.patience.once(&name, body.len() as u64, inner.try_create(key, &body)).await {
+            Ok(Ok(())) => Ok(Once::Created),
+            Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Once::Taken),
+            Ok(Err(cause)) => {
+                let failure = errors::map(cause, &name);
+                if failure.transient { Ok(Once::Unknown) } else { Err(failure.error) }
+            }
+            Err(_) => Ok(Once::Unknown),
+        }
+    }
+}
+
 impl Inner {
     async fn try_create(&self, key: &Key, body: &Bytes) -> object_store::Result<()> {
         let mut mode = PutMode::Create;
-        if self.exclusive.is_some() {
+        if self.exclusive.as_ref().is_some_and(Exclusive::emulates) {
             // We are the only gateway, and hold the turn for this key: to look first is as good.
             let head = object_store::GetOptions { head: true, ..Default::default() };
             match self.objects.get_opts(key.path(), head).await {
@@ -92,26 +123,5 @@ impl Inner {
             )),
             Err(failure) => Err(failure),
         }
-    }
-}
-
-const STRIPES: usize = 256;
-
-/// Put-if-absent within this process, for stores that have none: one creator of a key at a time.
-pub(super) struct InProcess {
-    hasher: RandomState,
-    stripes: Box<[Mutex<()>]>,
-}
-
-impl Default for InProcess {
-    fn default() -> Self {
-        Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(|_| Mutex::new(())).collect() }
-    }
-}
-
-impl InProcess {
-    async fn lock(&self, key: &Key) -> tokio::sync::MutexGuard<'_, ()> {
-        let stripe = usize::try_from(self.hasher.hash_one(key) % STRIPES as u64).unwrap_or(0);
-        self.stripes[stripe].lock().await
     }
 }

@@ -7,9 +7,12 @@ mod batch;
 pub mod config;
 pub mod count;
 mod create;
+mod directory;
 mod errors;
+pub mod exclusive;
 pub mod keys;
 mod open;
+mod probe;
 mod read;
 mod retry;
 pub mod tls;
@@ -27,6 +30,7 @@ pub use self::count::{Count, CountStore, Counts, Operation};
 pub use self::create::PutNew;
 pub use self::keys::{Key, Prefix};
 pub use self::open::split_object_url;
+pub use self::probe::Admission;
 pub use self::read::{Listed, Meta};
 use self::retry::Patience;
 use crate::clock::Clock;
@@ -58,8 +62,8 @@ struct Inner {
     patience: Patience,
     /// The directory, when the store is one.
     directory: Option<PathBuf>,
-    /// Held while an object is created, when the store itself has no put-if-absent.
-    exclusive: Option<create::InProcess>,
+    /// When it is marked exclusive: who owns it.
+    exclusive: Option<exclusive::Exclusive>,
     /// Learnt from the store: it matches `If-Match` only without the quotes (Ceph RGW does).
     bare_etags: AtomicBool,
 }
@@ -94,8 +98,9 @@ impl Store {
             clock: clock.clone(),
             counts,
             patience: Patience::of(config),
+            // A directory's put-if-absent is the file system's and always works.
+            exclusive: config.exclusive.then(|| exclusive::Exclusive::new(opened.directory.is_none())),
             directory: opened.directory,
-            exclusive: config.exclusive.then(create::InProcess::default),
             bare_etags: AtomicBool::new(false),
         }))
     }
@@ -125,6 +130,12 @@ impl Store {
         format!("{}/{key}", self.0.label)
     }
 
+    /// A store over any object store that is marked exclusive, as [`Store::new`].
+    pub fn new_exclusive(objects: Arc<dyn ObjectStore>, label: &str, clock: &Clock) -> Self {
+        let opened = open::Opened { objects, label: label.to_owned(), directory: None };
+        Self::assemble(opened, &StoreConfig { exclusive: true, ..StoreConfig::default() }, clock)
+    }
+
     /// Removes an object. That it is not there is success.
     ///
     /// On a directory the removal is not synced: after a crash of the host the object may be there again.
@@ -134,6 +145,9 @@ impl Store {
     pub async fn delete(&self, key: &Key) -> Result<()> {
         let name = self.name(key.as_str());
         let inner = &self.0;
+        if let Some(exclusive) = &inner.exclusive {
+            exclusive.check(&inner.label)?;
+        }
         let done = inner
             .patience
             .persist(&inner.clock, &name, 0, || async {

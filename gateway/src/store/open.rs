@@ -1,7 +1,7 @@
 //! From a URL and settings to an object store.
 
 use std::collections::HashMap;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use clonegate_core::{Error, Result};
@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
 use super::config::{Secret, StoreConfig};
-use super::errors;
 use super::keys::{self, Key};
 use super::tls;
+use super::{directory, errors};
 
 /// A store before it is counted and watched.
 pub(super) struct Opened {
@@ -103,34 +103,18 @@ fn prefix_of(url: &str, path: &str) -> Result<Path> {
 }
 
 fn open_directory(parts: &Parts<'_>, label: String) -> Result<Opened> {
-    let directory = PathBuf::from(decode(&label, parts.path)?);
-    if !directory.is_absolute() {
+    let root = PathBuf::from(decode(&label, parts.path)?);
+    if !root.is_absolute() {
         return Err(bad_url(&label, "the directory must begin with a slash".to_owned()));
     }
-    make_durable_directory(&directory).map_err(|e| {
+    directory::make(&root).map_err(|e| {
         let failure = errors::by_io(e.kind(), e.raw_os_error());
         failure.error.on(&label).because(e)
     })?;
-    let directory = directory.canonicalize().map_err(|e| bad_setting(&label, e))?;
-    let store = LocalFileSystem::new_with_prefix(&directory).map_err(|e| bad_setting(&label, e))?;
+    let root = root.canonicalize().map_err(|e| bad_setting(&label, e))?;
+    let store = LocalFileSystem::new_with_prefix(&root).map_err(|e| bad_setting(&label, e))?;
     let store = store.with_fsync(true).with_automatic_cleanup(true);
-    Ok(Opened { objects: Arc::new(store), label, directory: Some(directory) })
-}
-
-/// Makes a directory with its ancestors, each synced into its parent: a store whose root is gone after a crash has lost
-/// everything.
-pub(super) fn make_durable_directory(directory: &FilePath) -> std::io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = directory.parent() {
-        make_durable_directory(parent)?;
-        match std::fs::create_dir(directory) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
-            _ => std::fs::File::open(parent)?.sync_all()?,
-        }
-    }
-    Ok(())
+    Ok(Opened { objects: Arc::new(store), label, directory: Some(root) })
 }
 
 /// `memory://` is a store of its own at each opening; `memory://name` is one store for the whole process.

@@ -28,6 +28,16 @@ impl Patience {
         Self { request_timeout: config.request_timeout, retry_for: config.retry_for }
     }
 
+    /// Waits for one request as long as a single one may take.
+    pub(super) async fn once<T>(&self, object: &str, bytes: u64, request: impl Future<Output = T>) -> Result<T, Error> {
+        let limit = self.limit(bytes);
+        tokio::time::timeout(limit, request).await.map_err(|_| errors::timed_out().on(object))
+    }
+
+    fn limit(&self, bytes: u64) -> Duration {
+        self.request_timeout + Duration::from_secs(bytes / BYTES_PER_SECOND_LEAST)
+    }
+
     /// Sends requests by `send` until one succeeds, fails for good, or the time is over. `bytes` is the size of the body.
     pub(super) async fn persist<T, F>(
         &self,
@@ -40,7 +50,7 @@ impl Patience {
         F: Future<Output = Result<T, Failure>>,
     {
         let begun = clock.instant();
-        let limit = self.request_timeout + Duration::from_secs(bytes / BYTES_PER_SECOND_LEAST);
+        let limit = self.limit(bytes);
         let mut wait = WAIT_FIRST;
         let mut attempts = 0u32;
         loop {

@@ -8,5 +8,6 @@ pub mod bootset;
 pub mod catalog;
 pub mod clone;
 pub mod envelope;
+pub mod exclusive;
 pub mod index;
 pub mod sparse;
