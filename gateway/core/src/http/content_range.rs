@@ -98,9 +98,22 @@ mod tests {
     #[test]
     fn anything_else_is_malformed() {
         for header in [
-            "", "bytes", "bytes 0-511", "bytes=0-511/1024", "bytes 0-/1024", "bytes -511/1024", "bytes */1024", "bytes 5-4/1024",
-            "bytes 0-1024/1024", "bytes 0-1/x", "bytes 0-1/", "bytes 0 -1/4", "items 0-1/4", "bytes 0-18446744073709551615/*",
-            "bytes 0-1/2/3", "bytes 0-1, 4-5/10",
+            "",
+            "bytes",
+            "bytes 0-511",
+            "bytes=0-511/1024",
+            "bytes 0-/1024",
+            "bytes -511/1024",
+            "bytes */1024",
+            "bytes 5-4/1024",
+            "bytes 0-1024/1024",
+            "bytes 0-1/x",
+            "bytes 0-1/",
+            "bytes 0 -1/4",
+            "items 0-1/4",
+            "bytes 0-18446744073709551615/*",
+            "bytes 0-1/2/3",
+            "bytes 0-1, 4-5/10",
         ] {
             check(header, None);
         }

@@ -217,9 +217,28 @@ mod tests {
     #[test]
     fn what_is_malformed_is_ignored() {
         for header in [
-            "", "bytes", "bytes=", "bytes=,", "bytes=-", "bytes=a-b", "bytes=1", "bytes=2-1", "bytes=1-2-3", "bytes=--1",
-            "bytes=+1-2", "bytes=1 -2", "bytes=1- 2", "bytes=0-1;5-6", "bytes 0-1", "bytes =0-1", "items=0-1", "bytes=0x1-2",
-            "bytes=0-1,5-4", "bytes=0-1,x", "bytes=\u{ff11}-2", "byte\u{0}=0-1",
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "bytes=-",
+            "bytes=a-b",
+            "bytes=1",
+            "bytes=2-1",
+            "bytes=1-2-3",
+            "bytes=--1",
+            "bytes=+1-2",
+            "bytes=1 -2",
+            "bytes=1- 2",
+            "bytes=0-1;5-6",
+            "bytes 0-1",
+            "bytes =0-1",
+            "items=0-1",
+            "bytes=0x1-2",
+            "bytes=0-1,5-4",
+            "bytes=0-1,x",
+            "bytes=\u{ff11}-2",
+            "byte\u{0}=0-1",
         ] {
             check(header, 1000, Selection::Whole);
         }

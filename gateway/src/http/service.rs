@@ -1,0 +1,114 @@
+//! What a connection does with a request: a disk from memory, a disk that has to be waited for, or the router.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use clonegate_core::Error;
+use futures::future::BoxFuture;
+use http::{Request, Response, Version, header};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+
+use super::disk::{self, Body, DiskRoute};
+use super::problem;
+use super::watch::Watch;
+use crate::clock::Clock;
+use crate::exports::Exports;
+use crate::metrics::RouteClass;
+
+/// What all connections of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) exports: Arc<dyn Exports>,
+    pub(crate) clock: Clock,
+    pub(crate) router: Router,
+    /// Where the router's handlers run: they may do store IO.
+    pub(crate) main: Handle,
+    /// Bytes of PUT bodies that may be in memory.
+    pub(crate) write_buffers: Semaphore,
+    pub(crate) write_buffers_max: u32,
+}
+
+/// One connection's requests.
+#[derive(Debug)]
+pub(super) struct Requests {
+    pub(super) shared: Arc<Shared>,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        self.watch.serving();
+        let answer = if host_is_right(&request) {
+            disk::at_once(&self.shared, &self.watch, request)
+        } else {
+            let error = Error::invalid("bad-host", "an HTTP/1.1 request has exactly one Host");
+            self.watch.ward.counters.answered(RouteClass::Control, 400);
+            Ok(problem::respond(&error).map(Body::full))
+        };
+        match answer {
+            Ok(response) => Answer::Now(Some(response.map(|body| body.watched(Arc::clone(&self.watch))))),
+            Err(request) => Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), request))),
+        }
+    }
+}
+
+/// RFC 9112 §3.2.
+fn host_is_right(request: &Request<Incoming>) -> bool {
+    if request.version() != Version::HTTP_11 {
+        return true;
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    hosts.next().is_some() && hosts.next().is_none()
+}
+
+async fn later(shared: Arc<Shared>, watch: Arc<Watch>, request: Request<Incoming>) -> Response<Body> {
+    let response = if DiskRoute::parse(request.uri().path()).is_some() {
+        disk::serve(&shared, &watch, request).await
+    } else {
+        let response = route(&shared, request).await;
+        watch.ward.counters.answered(RouteClass::Control, response.status().as_u16());
+        response
+    };
+    response.map(|body| body.watched(watch))
+}
+
+async fn route(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
+    let answer = shared.main.spawn(shared.router.clone().oneshot(request.map(axum::body::Body::new)));
+    match answer.await {
+        Ok(Ok(response)) => response.map(Body::router),
+        Ok(Err(never)) => match never {},
+        Err(_) => {
+            let error = Error::internal("handler-died", "the request could not be answered because of a bug");
+            problem::respond(&error).map(Body::full)
+        }
+    }
+}
+
+/// The answer to a request, at once or later.
+pub(super) enum Answer {
+    Now(Option<Response<Body>>),
+    Later(BoxFuture<'static, Response<Body>>),
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Now(response) => response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response))),
+            Self::Later(future) => future.as_mut().poll(cx).map(Ok),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What an operator may set of the HTTP server.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// Settings of the HTTP server. Every bound protects honest clients from one that is not.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Threads that serve connections; 0 for one per core.
+    pub workers: usize,
+    /// Open connections. Beyond it the one that has been idle longest makes room.
+    pub connections_max: usize,
+    /// How long a connection may be idle between requests.
+    pub idle_timeout: Duration,
+    /// How long the header of a request may take from its first byte.
+    pub header_timeout: Duration,
+    /// How long a request body may stand still; it must also bring 64 KiB a second on average.
+    pub body_timeout: Duration,
+    /// How long a response may wait for a reader that takes less than 64 KiB.
+    pub stall_timeout: Duration,
+    /// How long a shutdown waits for answers that are under way.
+    pub drain_timeout: Duration,
+    /// Bytes of PUT bodies that are held in memory at a time, over all connections; more wait.
+    pub write_buffers_bytes: u32,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            workers: 0,
+            connections_max: 4096,
+            idle_timeout: Duration::from_secs(75),
+            header_timeout: Duration::from_secs(15),
+            body_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+            write_buffers_bytes: 256 * 1024 * 1024,
+        }
+    }
+}
+
+impl HttpSettings {
+    /// The number of workers that this asks for.
+    pub(super) fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        }
+        .min(WORKERS_MAX)
+    }
+}
+
+/// Most worker threads; more are not started.
+const WORKERS_MAX: usize = 256;
