@@ -43,9 +43,11 @@ pub enum Entry {
 }
 
 /// A type of thing that has names of its own.
-pub trait Noun: Clone + Send + Sync + 'static {
+pub trait Noun: Clone + PartialEq + Send + Sync + 'static {
     /// The word in keys and URLs, singular.
     const NOUN: &'static str;
+    /// The error code for a name that there is not.
+    const UNKNOWN: &'static str;
     /// Wraps it.
     fn into_entry(self) -> Entry;
     /// Unwraps it; `None` when the entry is another noun or a tombstone.
@@ -56,6 +58,7 @@ macro_rules! nouns {
     ($($variant:ident($state:ident) = $noun:literal;)*) => {$(
         impl Noun for $state {
             const NOUN: &'static str = $noun;
+            const UNKNOWN: &'static str = concat!("unknown-", $noun);
             fn into_entry(self) -> Entry {
                 Entry::$variant(self)
             }

@@ -1,0 +1,173 @@
+//! Reads the file and the environment, and says which key is wrong and which was meant.
+
+use std::path::Path;
+
+use clonegate_core::ids::Name;
+use clonegate_core::limits::SLOTS_PER_BASE_MAX;
+use clonegate_core::{Error, Result};
+use figment::Figment;
+use figment::error::Kind;
+use figment::providers::{Env, Format, Serialized, Toml};
+
+use super::Config;
+
+/// The keys that can be set by the environment: `listen.nbd_unix` as `CLONEGATE_LISTEN_NBD_UNIX`. Values are written as in TOML.
+const KEYS: &[&str] = &[
+    "home",
+    "listen.http",
+    "listen.nbd",
+    "listen.nbd_unix",
+    "icache.memory",
+    "datastore",
+    "journal.path",
+    "policy.placement",
+    "policy.rollover",
+    "policy.reset",
+    "policy.plugins",
+    "clones.idle_close",
+    "clones.power_off_grace",
+    "clones.slots_per_base",
+    "log.level",
+    "log.format",
+];
+
+fn environment() -> Env {
+    Env::prefixed("CLONEGATE_").filter_map(|variable| {
+        let wanted = variable.as_str().to_ascii_lowercase();
+        KEYS.iter().find(|key| key.replace('.', "_") == wanted).map(|key| (*key).into())
+    })
+}
+
+/// The configuration from `file` (none: the defaults), overridden by the environment, and checked.
+///
+/// # Errors
+/// `NotFound` with code `no-config` when the file is not there; `Invalid` with codes `unknown-key` or `bad-config`.
+pub fn load(file: Option<&Path>) -> Result<Config> {
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::not_found("no-config", "the configuration cannot be read")
+                .on(path.display().to_string())
+                .because(e)
+                .hint("examples/clonegate.toml is one to start from")
+        })?;
+        figment = figment.merge(Toml::string(&text));
+    }
+    check(figment.merge(environment()).extract().map_err(|e| explain(&e))?)
+}
+
+/// The configuration of this text alone, checked.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_text(text: &str) -> Result<Config> {
+    let figment = Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(text));
+    check(figment.extract().map_err(|e| explain(&e))?)
+}
+
+/// The configuration as TOML; secrets are hidden.
+///
+/// # Errors
+/// `Internal` when it cannot be written, which is a bug.
+pub fn to_text(config: &Config) -> Result<String> {
+    toml::to_string_pretty(config).map_err(|e| Error::internal("bad-config", format!("it cannot be written: {e}")))
+}
+
+fn explain(errors: &figment::Error) -> Error {
+    // figment chains errors, the last cause first; one at a time is enough to mend a file.
+    let Some(first) = errors.clone().into_iter().next() else {
+        return Error::invalid("bad-config", errors.to_string());
+    };
+    let mut path: Vec<String> = first.path.clone();
+    if let Kind::UnknownField(field, known) = &first.kind {
+        if path.last() != Some(field) {
+            path.push(field.clone());
+        }
+        let error = Error::invalid("unknown-key", "there is no such key in the configuration").on(path.join("."));
+        let nearest = known.iter().map(|k| (strsim::jaro_winkler(field, k), *k)).max_by(|a, b| a.0.total_cmp(&b.0));
+        return match nearest {
+            Some((near, key)) if near > 0.7 => error.hint(format!("did you mean `{key}`?")),
+            _ => error.hint(format!("known here: {}", known.join(", "))),
+        };
+    }
+    let error = Error::invalid("bad-config", first.kind.to_string());
+    if path.is_empty() { error } else { error.on(path.join(".")) }
+}
+
+fn check(config: Config) -> Result<Config> {
+    let wrong = |key: &str, message: &str| Err(Error::invalid("bad-config", message).on(key));
+    let mut names = std::collections::BTreeSet::new();
+    for datastore in &config.datastore {
+        Name::new(datastore.name.as_str())?;
+        if !names.insert(datastore.name.as_str()) {
+            return wrong(&format!("datastore.{}", datastore.name), "two datastores have this name");
+        }
+        if datastore.url.is_empty() {
+            return wrong(&format!("datastore.{}", datastore.name), "it has no url");
+        }
+        if !(1.0..=1000.0).contains(&datastore.overcommit) {
+            return wrong(&format!("datastore.{}.overcommit", datastore.name), "it is from 1 to 1000");
+        }
+    }
+    if config.listen.http.is_empty() {
+        return wrong("listen.http", "a gateway needs an address for HTTP");
+    }
+    if !(1..=SLOTS_PER_BASE_MAX).contains(&config.clones.slots_per_base) {
+        return wrong("clones.slots_per_base", &format!("it is from 1 to {SLOTS_PER_BASE_MAX}"));
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> Error {
+        from_text(text).unwrap_err()
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_nearest_known_one() {
+        for (text, object, hint) in [
+            ("[listen]\nhtpp = 'x'", "listen.htpp", "did you mean `http`?"),
+            ("hom = 'file:///x'", "hom", "did you mean `home`?"),
+            ("[[datastore]]\nname = 'a'\nurl = 'memory:///'\nthinn = true", "thinn", "did you mean `thin`?"),
+        ] {
+            let error = refused(text);
+            assert_eq!(error.code(), "unknown-key", "{text}: {error}");
+            assert!(error.object().unwrap().ends_with(object), "{error}");
+            assert_eq!(error.what_to_do(), Some(hint), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_are_written_as_people_do() {
+        let config = from_text("[icache]\nmemory = '64MiB'\n[clones]\nidle_close = '100ms'").unwrap();
+        assert_eq!(config.icache.memory.as_u64(), 64 << 20);
+        assert_eq!(config.clones.idle_close, std::time::Duration::from_millis(100));
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let text = to_text(&Config::default()).unwrap();
+        assert_eq!(from_text(&text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_home_is_a_url_or_a_table() {
+        assert_eq!(from_text("home = 's3://b/p'").unwrap().home.0.url, "s3://b/p");
+        let config = from_text("home = { url = 's3://b/p', endpoint = 'http://127.0.0.1:9000' }").unwrap();
+        assert_eq!(config.home.0.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_the_key() {
+        for (text, object) in [
+            ("[clones]\nslots_per_base = 0", "clones.slots_per_base"),
+            ("[icache]\nmemory = 'much'", "icache.memory"),
+            ("[[datastore]]\nname = 'a'\nurl = ''", "datastore.a"),
+        ] {
+            assert_eq!(refused(text).object(), Some(object), "{text}: {}", refused(text));
+        }
+    }
+}
