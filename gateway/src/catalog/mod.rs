@@ -4,6 +4,8 @@
 //! once, one wins and the other reads again. Numbers have no gap and are never deleted; the newest is found by asking for the next.
 
 mod numbers;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -51,7 +51,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_number_is_found_with_few_requests() {
-        for last in (0..70).chain([1000, 4095, 4096, 4097]) {
+        for last in (0_u64..70).chain([1000, 4095, 4096, 4097]) {
             for start in [0, last / 2, last.saturating_sub(1), last] {
                 let asked = Cell::new(0_u32);
                 let asked_of = &asked;

@@ -1,1 +1,164 @@
-//! Commands: the only module that prints.
+//! The commands: noun, then verb. They talk REST to a gateway, except those that are a gateway.
+
+mod base;
+mod cache;
+mod client;
+mod clone;
+mod config;
+mod datastore;
+mod failure;
+mod output;
+mod template;
+
+use clap::{Args, Parser, Subcommand};
+use clonegate_core::{Error, Result};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use self::client::Client;
+pub use self::failure::Failure;
+pub use self::output::Form;
+use crate::lifecycle::views::{Labels, Touched};
+
+/// Linked-clone volumes out of object stores, by HTTP ranges and NBD.
+#[derive(Debug, Parser)]
+#[command(name = "clonegate", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The gateway to talk to
+    #[arg(long, global = true, env = "CLONEGATE_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    server: String,
+    /// Token for the gateway
+    #[arg(long, global = true, env = "CLONEGATE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// What is printed
+    #[arg(long, global = true, value_enum, default_value = "table")]
+    output: Form,
+    /// Log lines on standard error: error, warn, info, debug or a filter
+    #[arg(long, global = true, env = "CLONEGATE_LOG", value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Read and check the configuration
+    #[command(subcommand)]
+    Config(config::Verb),
+    /// Stores of bases and deltas
+    #[command(subcommand)]
+    Datastore(datastore::Verb),
+    /// Golden images and their versions
+    #[command(subcommand)]
+    Template(template::Verb),
+    /// Read-only copies of template versions, with slots for clones
+    #[command(subcommand)]
+    Base(base::Verb),
+    /// Linked clones
+    #[command(subcommand)]
+    Clone(clone::Verb),
+    /// The host memory cache in front of base reads
+    #[command(subcommand)]
+    Cache(cache::Verb),
+}
+
+/// What every command knows.
+struct Session {
+    server: String,
+    token: Option<String>,
+    form: Form,
+}
+
+impl Session {
+    fn client(&self) -> Result<Client> {
+        Client::new(&self.server, self.token.clone())
+    }
+
+    /// `text` as one segment of a URL's path.
+    fn segment(&self, text: &str) -> String {
+        const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
+        utf8_percent_encode(text, KEPT).to_string()
+    }
+}
+
+/// `--dry-run` of whatever changes something.
+#[derive(Debug, Clone, Copy, Args)]
+struct DryRun {
+    /// Say what it would touch and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl DryRun {
+    fn query(self) -> Vec<(&'static str, String)> {
+        if self.dry_run { vec![("dry_run", "true".to_owned())] } else { Vec::new() }
+    }
+}
+
+impl Cli {
+    /// The log filter that was asked for.
+    pub fn log(&self) -> Option<&str> {
+        self.global.log.as_deref()
+    }
+
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// One clear line and an exit code.
+    pub async fn run(self) -> std::result::Result<(), Failure> {
+        let session = Session { server: self.global.server, token: self.global.token, form: self.global.output };
+        match self.noun {
+            Noun::Config(verb) => config::run(verb, &session),
+            Noun::Datastore(verb) => datastore::run(verb, &session).await,
+            Noun::Template(verb) => template::run(verb, &session).await,
+            Noun::Base(verb) => base::run(verb, &session).await,
+            Noun::Clone(verb) => clone::run(verb, &session).await,
+            Noun::Cache(verb) => cache::run(verb, &session).await,
+        }
+    }
+}
+
+/// `KEY=VALUE` arguments.
+fn labels(arguments: &[String]) -> Result<Labels> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Error::invalid("bad-label", format!("{text:?} is no label")).hint("write KEY=VALUE")),
+    };
+    arguments.iter().map(pair).collect()
+}
+
+/// `NAME` or `NAME:VERSION`.
+fn template_and_version(text: &str) -> Result<(String, Option<u32>)> {
+    let Some((name, version)) = text.split_once(':') else { return Ok((text.to_owned(), None)) };
+    let number = version.parse().map_err(|_| {
+        Error::invalid("bad-version", format!("{version:?} is no version number"))
+            .on(name)
+            .hint("write NAME:VERSION, as win11:2")
+    })?;
+    Ok((name.to_owned(), Some(number)))
+}
+
+/// Says what a change did, or would do.
+fn touched(verb: &str, done: &Touched, session: &Session) {
+    if session.form == Form::Json {
+        output::json(done);
+        return;
+    }
+    let names = done.names.join(", ");
+    let sessions = match done.sessions {
+        0 => String::new(),
+        1 => ", one machine has it open".to_owned(),
+        n => format!(", {n} machines have it open"),
+    };
+    let bytes = if done.bytes == 0 { String::new() } else { format!(", {}", output::size(done.bytes)) };
+    let would = if done.dry_run { "would be " } else { "" };
+    output::line(&format!("{names}: {would}{verb}{bytes}{sessions}"));
+    for note in &done.notes {
+        output::line(&format!("  {note}"));
+    }
+}

@@ -117,7 +117,7 @@ impl Default for ICache {
 }
 
 /// One datastore: a name, a store, and what it may be used for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Datastore {
     /// Its name.

@@ -1,0 +1,163 @@
+//! The REST client of the command line.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clonegate_core::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::failure::Failure;
+use crate::lifecycle::views::Page;
+
+/// Longest wait for a connection to the gateway.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Items asked for with each page of a list.
+const PAGE: usize = 1000;
+
+/// Talks to one gateway.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    server: Url,
+    token: Option<String>,
+}
+
+/// What a request sends.
+pub(super) enum Body {
+    None,
+    Json(serde_json::Value),
+    #[expect(dead_code, reason = "import uses it")]
+    Stream(reqwest::Body),
+}
+
+impl Client {
+    pub(super) fn new(server: &str, token: Option<String>) -> Result<Self> {
+        let wrong = |why: String| {
+            Error::invalid("bad-server", why).on(server.to_owned()).hint("give --server http://HOST:PORT")
+        };
+        let mut url = Url::parse(server).map_err(|e| wrong(e.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+            return Err(wrong("it is no http URL".to_owned()));
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        crate::store::tls::install_provider();
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .user_agent(concat!("clonegate/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| Error::internal("no-client", "the HTTP client cannot be made").because(e))?;
+        Ok(Self { http, server: url, token })
+    }
+
+    /// `path` below `/v1/` of the server.
+    pub(super) fn url(&self, path: &str, query: &[(&str, String)]) -> std::result::Result<Url, Failure> {
+        let mut url = self
+            .server
+            .join(&format!("v1/{path}"))
+            .map_err(|e| Error::invalid("bad-name", format!("{path:?} makes no URL: {e}")))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
+    pub(super) async fn send(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Body,
+    ) -> std::result::Result<Bytes, Failure> {
+        let mut request = self.http.request(method, self.url(path, query)?);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let request = match body {
+            Body::None => request,
+            Body::Json(value) => request.json(&value),
+            Body::Stream(stream) => request.body(stream),
+        };
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(|e| self.unreachable(e))?;
+        if status.is_success() { Ok(body) } else { Err(Failure::of_answer(status.as_u16(), &body)) }
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
+        let server = self.server.as_str().trim_end_matches('/').to_owned();
+        let what = if error.is_connect() { "no gateway answers there" } else { "the connection broke" };
+        Error::unavailable("no-gateway", what)
+            .on(server)
+            .because(error.without_url())
+            .hint("start one with `clonegate up` or `clonegate serve`, or say which with --server")
+            .into()
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Body,
+    ) -> std::result::Result<T, Failure> {
+        let body = self.send(method, path, query, body).await?;
+        // An empty answer (204) reads as null.
+        let text: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(text)
+            .map_err(|e| Error::internal("bad-answer", "the gateway's answer is not understood").because(e).into())
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> std::result::Result<T, Failure> {
+        self.call(reqwest::Method::GET, path, &[], Body::None).await
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        body: &impl Serialize,
+    ) -> std::result::Result<T, Failure> {
+        let body = serde_json::to_value(body)
+            .map_err(|e| Error::internal("bad-request", "the request does not encode").because(e))?;
+        self.call(reqwest::Method::POST, path, query, Body::Json(body)).await
+    }
+
+    #[expect(dead_code, reason = "import uses it")]
+    pub(super) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        body: reqwest::Body,
+    ) -> std::result::Result<T, Failure> {
+        self.call(reqwest::Method::POST, path, query, Body::Stream(body)).await
+    }
+
+    pub(super) async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> std::result::Result<T, Failure> {
+        self.call(reqwest::Method::DELETE, path, query, Body::None).await
+    }
+
+    /// All pages of a list.
+    pub(super) async fn list<T: DeserializeOwned>(&self, path: &str) -> std::result::Result<Vec<T>, Failure> {
+        let mut all = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = vec![("limit", PAGE.to_string())];
+            query.extend(cursor.map(|cursor| ("cursor", cursor)));
+            let page: Page<T> = self.call(reqwest::Method::GET, path, &query, Body::None).await?;
+            all.extend(page.items);
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+}
