@@ -1,28 +1,5 @@
 //! The `clonegate` program.
 
-use std::process::ExitCode;
-
-use clap::Parser;
-use clonegate::cli::Cli;
-use tracing_subscriber::EnvFilter;
-
-fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = EnvFilter::try_new(cli.log().unwrap_or("warn")).unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    clonegate::store::tls::install_provider();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("clonegate: no threads: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(cli.run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("clonegate: {}", failure.text);
-            ExitCode::from(failure.exit)
-        }
-    }
+fn main() -> std::process::ExitCode {
+    clonegate::cli::main()
 }

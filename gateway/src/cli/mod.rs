@@ -8,6 +8,7 @@ mod config;
 mod datastore;
 mod failure;
 mod output;
+mod process;
 mod template;
 
 use clap::{Args, Parser, Subcommand};
@@ -17,6 +18,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use self::client::Client;
 pub use self::failure::Failure;
 pub use self::output::Form;
+pub use self::process::main;
 use crate::lifecycle::views::{Labels, Touched};
 
 /// Linked-clone volumes out of object stores, by HTTP ranges and NBD.
