@@ -11,6 +11,7 @@ pub mod delta;
 pub mod demo;
 pub mod device;
 pub mod exports;
+pub mod files;
 pub mod http;
 pub mod icache;
 pub mod import;

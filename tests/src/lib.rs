@@ -5,6 +5,7 @@ pub mod gateway;
 pub mod harness;
 pub mod images;
 pub mod machine;
+pub mod memory;
 pub mod programs;
 pub mod tree;
 

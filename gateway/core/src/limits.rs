@@ -40,3 +40,9 @@ pub const CREATE_COUNT_MAX: u32 = 10_000;
 pub const CHUNK_BYTES_MAX: u32 = 1024 * 1024;
 /// Chunks in one boot set (2 GiB of 64 KiB chunks); recording stops there.
 pub const BOOT_SET_CHUNKS_MAX: u32 = 32 * 1024;
+/// Files that are read out of volumes at once (`/v1/clones/…/files`); more wait.
+pub const FILE_READERS_MAX: usize = 32;
+/// Names listed or searched in one directory of a volume; those after are not seen.
+pub const FILE_NAMES_MAX: usize = 10_000;
+/// Longest path of a file in a volume, bytes; a longer one is refused (`bad-path`).
+pub const FILE_PATH_BYTES_MAX: usize = 4096;
