@@ -123,6 +123,11 @@ pub fn zeroes(segments: &mut Segments, mut length: u64) {
     }
 }
 
+/// Whether these bytes are of [`zeroes`]: a hole that need not be sent. Zeroes stored as data are not told.
+pub fn is_zeroes(bytes: &Bytes) -> bool {
+    ZEROES.as_ptr_range().contains(&bytes.as_ptr())
+}
+
 /// The error for a write to a device that takes none.
 pub fn read_only(name: &str) -> clonegate_core::Error {
     clonegate_core::Error::new(clonegate_core::ErrorKind::Denied, "read-only", "it cannot be written")

@@ -34,6 +34,18 @@ pub const HTTP_WRITE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const READ_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Largest NBD request payload, bytes; also the maximum block size that we announce.
 pub const NBD_PAYLOAD_BYTES_MAX: u32 = 32 * 1024 * 1024;
+/// Options of one NBD handshake; one more closes the connection.
+pub const NBD_OPTIONS_MAX: u32 = 1000;
+/// Data of one NBD option, bytes; a longer one is skipped and refused (`ERR_TOO_BIG`).
+pub const NBD_OPTION_BYTES_MAX: u32 = 64 * 1024;
+/// Data of all options of one NBD handshake, bytes; more closes the connection.
+pub const NBD_HANDSHAKE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Exports in one NBD list; the rest is left out.
+pub const NBD_LISTED_MAX: usize = 10_000;
+/// Requests of one NBD connection that wait for their device; more are not read from the socket until some are done.
+pub const NBD_WAITING_MAX: usize = 256;
+/// Extents in one NBD status reply; the client asks again for the rest.
+pub const NBD_STATUS_EXTENTS_MAX: usize = 4096;
 /// Clones created by one request.
 pub const CREATE_COUNT_MAX: u32 = 10_000;
 /// Largest chunk of a packed base, bytes; an index that says more is corrupt.

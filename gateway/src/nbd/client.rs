@@ -1,0 +1,1 @@
+//! An NBD client for the load generator and the tests.
