@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -173,13 +173,21 @@ impl Collector for Source {
         };
         let mut metric = encoder.encode_descriptor(self.name, self.help, None, kind)?;
         for sample in (self.read)() {
-            let mut one = metric.encode_family(&sample.labels)?;
-            match self.kind {
-                Kind::Counter => one.encode_counter::<NoLabelSet, u64, u64>(&sample.value, None)?,
-                Kind::Gauge => one.encode_gauge(&i64::try_from(sample.value).unwrap_or(i64::MAX))?,
+            if sample.labels.is_empty() {
+                // A family would put empty braces behind the name.
+                write_value(&mut metric, self.kind, sample.value)?;
+            } else {
+                write_value(&mut metric.encode_family(&sample.labels)?, self.kind, sample.value)?;
             }
         }
         Ok(())
+    }
+}
+
+fn write_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: u64) -> fmt::Result {
+    match kind {
+        Kind::Counter => metric.encode_counter::<NoLabelSet, u64, u64>(&value, None),
+        Kind::Gauge => metric.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX)),
     }
 }
 

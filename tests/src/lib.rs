@@ -6,7 +6,9 @@ pub mod harness;
 pub mod images;
 pub mod machine;
 pub mod memory;
+pub mod memory_disk;
 pub mod programs;
+pub mod raw_http;
 pub mod tree;
 
 pub use gateway::Gateway;

@@ -1,6 +1,7 @@
 //! Deadlines of connections. One sweep per worker looks at all of its connections a few times a second; a request sets no
 //! timer, it only notes what it waits for.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -145,8 +146,12 @@ impl Ward {
     pub(super) fn evict_one(&self) {
         let now = self.now();
         let connections = self.connections.lock();
-        let idle = connections.values().filter(|watch| matches!(watch.phase(), Phase::Idle | Phase::Header));
-        if let Some(watch) = idle.max_by_key(|watch| now.wrapping_sub(watch.since.load(Relaxed))) {
+        let idle = connections
+            .iter()
+            .filter(|(_, watch)| matches!(watch.phase(), Phase::Idle | Phase::Header) && !watch.closing.load(Relaxed));
+        // Ticks are coarse: among equals the one that came first goes, so that a new one gets to say what it wants.
+        let longest = idle.max_by_key(|(id, watch)| (now.wrapping_sub(watch.since.load(Relaxed)), Reverse(**id)));
+        if let Some((_, watch)) = longest {
             watch.close();
         }
     }
