@@ -7,6 +7,7 @@
 //! Referring to a pack that another image brought is safe against the deletion of that image, without a lock: see [`Shared::check`].
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use clonegate_core::format::base::{BaseData, BaseRecord};
 use clonegate_core::format::envelope;
@@ -91,7 +92,7 @@ impl Shared {
             }
             // Another image that is damaged or being deleted must not stop this one.
             let index = match read_index(store, id).await {
-                Ok(index) if index.record.chunk_bytes == chunk_bytes => index,
+                Ok(index) if index.record.chunk_bytes == chunk_bytes => Arc::new(index),
                 Ok(_) => continue,
                 Err(error) => {
                     tracing::warn!(index = %id, %error, "not deduplicated against this index");
@@ -108,7 +109,7 @@ impl Shared {
     async fn learn_one(
         &mut self,
         store: &Store,
-        index: &Index,
+        index: &Arc<Index>,
         known: &Known,
         pack: &mut impl FnMut(PackId) -> u32,
     ) -> Result<()> {
@@ -117,9 +118,12 @@ impl Shared {
         for id in &index.record.packs {
             self.named_by.entry(*id).or_insert(index.record.id);
         }
-        let pages = (0..index.pages()).filter(|number| index.page(*number).is_some());
+        let pages: Vec<u64> = (0..index.pages()).filter(|number| index.page(*number).is_some()).collect();
         let mut pages = futures::stream::iter(pages)
-            .map(|number| async move { read_page(store, index, number).await.map(|page| (number, page)) })
+            .map(|number| {
+                let (store, index) = (store.clone(), Arc::clone(index));
+                async move { read_page(&store, &index, number).await.map(|page| (number, page)) }
+            })
             .buffered(AT_ONCE);
         while let Some((number, page)) = pages.try_next().await? {
             let Some(page) = page else { continue };
@@ -148,7 +152,10 @@ impl Shared {
         let mut wanted: Vec<Key> = foreign.iter().map(|(pack, _)| keys::pack(*pack)).collect();
         wanted.extend(self.indexes.iter().filter(|id| foreign.iter().any(|(_, by)| by == *id)).map(|id| keys::index(*id)));
         let mut looks = futures::stream::iter(wanted)
-            .map(|key| async move { store.head(&key).await.map_err(|error| (key, error)) })
+            .map(|key| {
+                let store = store.clone();
+                async move { store.head(&key).await.map_err(|error| (key, error)) }
+            })
             .buffer_unordered(AT_ONCE);
         while let Some(look) = looks.next().await {
             match look {
@@ -167,10 +174,14 @@ impl Shared {
 /// The indexes of the newest bases, newest first.
 async fn newest_indexes(store: &Store) -> Result<Vec<IndexId>> {
     let bases = store.list_dirs(&keys::bases()).await?;
-    let records = futures::stream::iter(bases.iter().filter_map(|id| id.parse::<BaseId>().ok()).take(BASES_MAX))
-        .map(|id| async move {
-            let object = store.find(&keys::base(id)).await.ok()??;
-            envelope::decode::<BaseRecord>(&object).ok()
+    let bases: Vec<BaseId> = bases.iter().filter_map(|id| id.parse().ok()).take(BASES_MAX).collect();
+    let records = futures::stream::iter(bases)
+        .map(|id| {
+            let store = store.clone();
+            async move {
+                let object = store.find(&keys::base(id)).await.ok()??;
+                envelope::decode::<BaseRecord>(&object).ok()
+            }
         })
         .buffer_unordered(AT_ONCE);
     let mut records: Vec<BaseRecord> = records.filter_map(futures::future::ready).collect().await;

@@ -196,4 +196,4 @@ pub(crate) fn check_is_raw(head: &[u8]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

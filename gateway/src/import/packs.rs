@@ -167,11 +167,13 @@ impl Packs {
     /// Deletes what was written, as far as the store lets it.
     pub(super) async fn undo(mut self) {
         self.uploads.shutdown().await;
-        let store = &self.store;
-        futures::stream::iter(&self.written)
-            .for_each_concurrent(8, |id| async move {
-                if let Err(error) = store.delete(&keys::pack(*id)).await {
-                    tracing::warn!(pack = %id, %error, "left over from an import that failed; fsck --repair removes it");
+        futures::stream::iter(self.written)
+            .for_each_concurrent(8, |id| {
+                let store = self.store.clone();
+                async move {
+                    if let Err(error) = store.delete(&keys::pack(id)).await {
+                        tracing::warn!(pack = %id, %error, "left over from an import that failed; fsck --repair removes it");
+                    }
                 }
             })
             .await;

@@ -113,9 +113,12 @@ async fn drain(
             })
             .try_flatten();
         let mut worked = batches
-            .map(|batch| async move {
-                let (batch, known) = (batch?, Arc::clone(known));
-                in_background(move || work(batch, chunk_bytes, level, &known)).await
+            .map(|batch| {
+                let known = Arc::clone(known);
+                async move {
+                    let batch = batch?;
+                    in_background(move || work(batch, chunk_bytes, level, &known)).await
+                }
             })
             .buffered(cores + BATCHES_AHEAD);
         while let Some(batch) = worked.next().await {
