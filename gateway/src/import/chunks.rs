@@ -195,7 +195,10 @@ mod tests {
     #[test]
     fn what_no_piece_covers_is_zeroes() {
         let chunks = chunks_of(&[(10, b"ab"), (4000, b"c"), (12_288, b"d")], 13_000);
-        assert_eq!(chunks.iter().map(|(chunk, bytes)| (*chunk, bytes.len())).collect::<Vec<_>>(), [(0, 4096), (3, 712)]);
+        assert_eq!(
+            chunks.iter().map(|(chunk, bytes)| (*chunk, bytes.len())).collect::<Vec<_>>(),
+            [(0, 4096), (3, 712)]
+        );
         assert_eq!((&chunks[0].1[9..13], chunks[0].1[4000]), (&b"\0ab\0"[..], b'c'));
         assert!(is_zero(&chunks[0].1[13..4000]) && is_zero(&chunks[1].1[1..]));
     }

@@ -150,7 +150,9 @@ impl Shared {
         let foreign: Vec<(PackId, IndexId)> =
             used.iter().filter_map(|pack| self.named_by.get(pack).map(|index| (*pack, *index))).collect();
         let mut wanted: Vec<Key> = foreign.iter().map(|(pack, _)| keys::pack(*pack)).collect();
-        wanted.extend(self.indexes.iter().filter(|id| foreign.iter().any(|(_, by)| by == *id)).map(|id| keys::index(*id)));
+        wanted.extend(
+            self.indexes.iter().filter(|id| foreign.iter().any(|(_, by)| by == *id)).map(|id| keys::index(*id)),
+        );
         let mut looks = futures::stream::iter(wanted)
             .map(|key| {
                 let store = store.clone();

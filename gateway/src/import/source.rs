@@ -352,4 +352,3 @@ async fn read_frames(
     check_size(size)?;
     sender.send(Ok(Piece::End(size))).await.map_err(|_| given_up())
 }
-

@@ -271,9 +271,9 @@ async fn an_upload_that_is_cut_leaves_nothing() {
     assert_eq!(import(&store, Input::Frames(cut)).await.unwrap_err().code(), "cut-upload");
     assert!(store.list(&keys::all()).await.unwrap().is_empty());
     let (_, body) = upload(Input::RawFile(file.path().to_owned()), NoProgress).await.unwrap();
-    let broken = body.take(150).chain(futures::stream::once(async {
-        Err(Error::unavailable("connection-lost", "the client went away"))
-    }));
+    let broken = body
+        .take(150)
+        .chain(futures::stream::once(async { Err(Error::unavailable("connection-lost", "the client went away")) }));
     assert_eq!(import(&store, Input::Frames(broken.boxed())).await.unwrap_err().code(), "connection-lost");
     assert!(store.list(&keys::all()).await.unwrap().is_empty());
     let (_, body) = upload(Input::RawFile(file.path().to_owned()), NoProgress).await.unwrap();

@@ -32,9 +32,11 @@ pub async fn upload(
             let _ = sender.send(Err(error)).await;
         }
     });
-    let stream = futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|part| (part, receiver))
-    });
+    let stream =
+        futures::stream::unfold(
+            receiver,
+            |mut receiver| async move { receiver.recv().await.map(|part| (part, receiver)) },
+        );
     Ok((size, stream.boxed()))
 }
 

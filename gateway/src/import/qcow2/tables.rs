@@ -67,8 +67,8 @@ pub(super) fn check(file: &File, header: &Header, file_bytes: u64) -> Result<()>
         }
         // Clusters that hold data are used once each, so there cannot be more than the file has room for: a table that points to
         // one cluster over and over would make a small file an endless image.
-        let least = (tables + plain).saturating_mul(cluster_bytes)
-            + compressed * (cluster_bytes / DEFLATE_RATIO_MAX).max(1);
+        let least =
+            (tables + plain).saturating_mul(cluster_bytes) + compressed * (cluster_bytes / DEFLATE_RATIO_MAX).max(1);
         if least > file_bytes.next_multiple_of(cluster_bytes) {
             return Err(bad("more data than the file holds: its tables overlap"));
         }
@@ -80,11 +80,7 @@ pub(super) fn check(file: &File, header: &Header, file_bytes: u64) -> Result<()>
 ///
 /// # Errors
 /// Those of `found`; `Invalid` when a table cannot be read.
-pub(super) fn for_each_run(
-    file: &File,
-    header: &Header,
-    mut found: impl FnMut(u64, u64) -> Result<()>,
-) -> Result<()> {
+pub(super) fn for_each_run(file: &File, header: &Header, mut found: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
     let cluster_bytes = header.cluster_bytes();
     let mut run: Option<(u64, u64)> = None;
     for_each_table(file, header, |guest, _, l2| {

@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use super::*;
-use crate::import::source::{self, Piece};
 use crate::import::Input;
+use crate::import::source::{self, Piece};
 
 const CLUSTER: usize = 4096;
 const BITS: u32 = 12;
@@ -267,7 +267,15 @@ async fn tables_that_lie_are_refused() {
             put(&mut built.bytes, built.l2 + slot * 8, (1 << 62) | 0x5000);
         }
     };
-    assert!(read(&{ let (mut built, _) = sample(3); squeezed(&mut built); built.bytes }).await.is_err());
+    assert!(
+        read(&{
+            let (mut built, _) = sample(3);
+            squeezed(&mut built);
+            built.bytes
+        })
+        .await
+        .is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
