@@ -1,0 +1,359 @@
+//! Puts a new version of a plugin to work: load, check settings, replay, exchange. Whatever fails keeps the old one at work.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use clonegate_core::ids::Name;
+use clonegate_core::{Error, Result};
+use serde::Serialize;
+
+use crate::binding::Mode;
+use crate::compile::Compiler;
+use crate::host::PolicyHost;
+use crate::plugin::{Plugin, PluginInfo};
+use crate::replay::Replay;
+
+/// Share of replayed questions that a new version may fail, percent.
+const FAILURES_PERCENT_MAX: usize = 5;
+
+/// What is installed under a name.
+#[derive(Debug, Default)]
+pub(crate) struct Entry {
+    pub(crate) plugin: Option<Arc<Plugin>>,
+    /// The version before, with its bytes, for a rollback.
+    pub(crate) previous: Option<(Arc<Plugin>, Arc<[u8]>)>,
+    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) embedded: bool,
+    pub(crate) problem: Option<String>,
+    /// The file in the watched directory as it was last looked at.
+    stamp: Option<(SystemTime, u64)>,
+}
+
+/// How an install goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InstallOptions {
+    /// Take a version that answers recorded questions otherwise than the installed one.
+    pub accept_differences: bool,
+    /// Do everything but the exchange.
+    pub dry_run: bool,
+}
+
+/// What an install did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InstallReport {
+    /// The name that it is installed under.
+    pub name: String,
+    /// What was installed.
+    pub info: PluginInfo,
+    /// The version that it replaced.
+    pub replaced: Option<String>,
+    /// What came of the last recorded decisions.
+    pub replay: Replay,
+    /// False for a dry run, and when the same bytes were installed already.
+    pub changed: bool,
+}
+
+impl PolicyHost {
+    /// Installs a component under a name (its own when none is given). Blocks for as long as compiling and replaying take.
+    ///
+    /// # Errors
+    /// Those of [`Plugin::load`]; `bad-settings` (the settings in a chain are refused, with the JSON path), `fails-on-replay`,
+    /// `differs` (invalid). The installed version stays at work, and [`PolicyHost::list`] says why.
+    pub fn install(&self, name: Option<&str>, bytes: &[u8], options: InstallOptions) -> Result<InstallReport> {
+        let plugin = match Plugin::load(&self.engine, bytes, &self.settings.compiler) {
+            Ok(plugin) => plugin,
+            Err(e) => {
+                if let Some(name) = name {
+                    self.refuse(name, "load", &e);
+                }
+                return Err(e);
+            }
+        };
+        let own = plugin.info().name.clone();
+        let name: Name = name.unwrap_or(&own).parse()?;
+        let name = name.as_str();
+        let mut entries = self.entries.lock();
+        self.ensure(&mut entries, name);
+        let entry = entries.entry(name.to_owned()).or_default();
+        let old = entry.plugin.clone();
+        let mut report = InstallReport {
+            name: name.to_owned(),
+            info: plugin.info().clone(),
+            replaced: old.as_ref().map(|p| p.info().version.clone()),
+            replay: Replay::default(),
+            changed: false,
+        };
+        if old.as_ref().is_some_and(|old| old.info().digest == plugin.info().digest) {
+            entry.problem = None;
+            return Ok(report);
+        }
+        if let Err((step, e)) =
+            self.try_out(name, &plugin, old.is_some() && !options.accept_differences, &mut report.replay)
+        {
+            entry.problem = Some(problem(step, &e));
+            return Err(e);
+        }
+        if options.dry_run {
+            return Ok(report);
+        }
+        self.keep_file(name, bytes)?;
+        entry.previous = entry.plugin.take().map(|p| (p, Arc::clone(&entry.bytes)));
+        entry.plugin = Some(plugin);
+        entry.bytes = bytes.into();
+        entry.embedded = false;
+        entry.problem = None;
+        entry.stamp = self.file(name).and_then(|path| stamp(&path));
+        report.changed = true;
+        self.relink(&entries, self.chains());
+        tracing::info!(plugin = name, version = report.info.version, "a plugin was installed");
+        Ok(report)
+    }
+
+    /// Brings the version before back, and keeps the present one for the next rollback.
+    ///
+    /// # Errors
+    /// `no-such-plugin` (not found), `nothing-to-roll-back` (conflict).
+    pub fn rollback(&self, name: &str) -> Result<PluginInfo> {
+        let mut entries = self.entries.lock();
+        let entry = entries.get_mut(name).ok_or_else(|| no_such(name))?;
+        let Some((plugin, bytes)) = entry.previous.take() else {
+            return Err(
+                Error::conflict("nothing-to-roll-back", "there is no version before this one").on(name.to_owned())
+            );
+        };
+        self.keep_file(name, &bytes)?;
+        let present = entry.plugin.replace(Arc::clone(&plugin));
+        let present_bytes = std::mem::replace(&mut entry.bytes, bytes);
+        entry.previous = present.map(|p| (p, present_bytes));
+        entry.problem = None;
+        entry.stamp = self.file(name).and_then(|path| stamp(&path));
+        self.relink(&entries, self.chains());
+        Ok(plugin.info().clone())
+    }
+
+    /// Removes an installed plugin; an embedded one of that name stands in again. Chains that name it go on without.
+    ///
+    /// # Errors
+    /// `no-such-plugin` (not found), `embedded-plugin` (denied).
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let mut entries = self.entries.lock();
+        let entry = entries.get(name).ok_or_else(|| no_such(name))?;
+        if entry.embedded {
+            return Err(Error::denied("embedded-plugin", "it is part of the program and cannot be removed")
+                .on(name.to_owned())
+                .hint("take it out of the chains in the configuration"));
+        }
+        if let Some(path) = self.file(name) {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(directory_failed(&path, e)),
+                _ => {}
+            }
+        }
+        entries.remove(name);
+        self.ensure(&mut entries, name);
+        self.relink(&entries, self.chains());
+        Ok(())
+    }
+
+    /// Looks at the watched directory once: installs what is new or changed, removes what is gone. What is refused is looked at
+    /// again only when the file changes.
+    pub fn scan(&self) {
+        let Some(directory) = &self.settings.plugins else { return };
+        let files = files(directory);
+        for (name, (path, stamp)) in &files {
+            let seen = self.entries.lock().get(name).and_then(|e| e.stamp);
+            if seen == Some(*stamp) {
+                continue;
+            }
+            let installed = read(path, self.engine.limits().component_bytes)
+                .and_then(|bytes| self.install(Some(name), &bytes, InstallOptions::default()));
+            if let Err(e) = installed {
+                tracing::warn!(plugin = name, error = %e, "a plugin in the watched directory was refused; the one before stays");
+                self.refuse(name, "install", &e);
+            }
+            self.entries.lock().entry(name.clone()).or_default().stamp = Some(*stamp);
+        }
+        let gone: Vec<String> = {
+            let entries = self.entries.lock();
+            entries
+                .iter()
+                .filter(|(n, e)| e.stamp.is_some() && !files.contains_key(*n))
+                .map(|(n, _)| n.clone())
+                .collect()
+        };
+        for name in gone {
+            if self.remove(&name).is_err() {
+                self.entries.lock().remove(&name);
+            }
+        }
+    }
+
+    /// Loads what is in the directory at start, without replay: it was installed before.
+    pub(crate) fn load_installed(&self) {
+        let Some(directory) = &self.settings.plugins else { return };
+        let mut entries = self.entries.lock();
+        for (name, (path, stamp)) in files(directory) {
+            let loaded = read(&path, self.engine.limits().component_bytes).and_then(|bytes| {
+                Plugin::load(&self.engine, &bytes, &self.settings.compiler).map(|plugin| (plugin, bytes))
+            });
+            let mut entry = Entry { stamp: Some(stamp), ..Entry::default() };
+            match loaded {
+                Ok((plugin, bytes)) => {
+                    entry.plugin = Some(plugin);
+                    entry.bytes = bytes.into();
+                }
+                Err(e) => {
+                    tracing::error!(plugin = name, error = %e, "an installed plugin cannot be loaded; chains go on without it");
+                    entry.problem = Some(problem("load", &e));
+                }
+            }
+            entries.insert(name, entry);
+        }
+    }
+
+    /// Loads the embedded plugin of this name when nothing is installed under it.
+    pub(crate) fn ensure(&self, entries: &mut BTreeMap<String, Entry>, name: &str) {
+        if entries.get(name).is_some_and(|e| e.plugin.is_some()) {
+            return;
+        }
+        let Some(embedded) = self.settings.embedded.iter().find(|e| e.name == name) else {
+            entries.entry(name.to_owned()).or_default();
+            return;
+        };
+        let entry = entries.entry(name.to_owned()).or_default();
+        match Plugin::load(&self.engine, embedded.component, &Compiler::Here) {
+            Ok(plugin) => {
+                entry.plugin = Some(plugin);
+                entry.bytes = embedded.component.into();
+                entry.embedded = true;
+            }
+            Err(e) => entry.problem = Some(problem("load", &e)),
+        }
+    }
+
+    /// Checks the settings of every chain that names the plugin, and asks it the last recorded questions of these chains.
+    fn try_out(
+        &self,
+        name: &str,
+        plugin: &Plugin,
+        must_agree: bool,
+        replay: &mut Replay,
+    ) -> std::result::Result<(), (&'static str, Error)> {
+        let active = self.active.load();
+        let mut must_agree = must_agree;
+        for (slot, link) in active.all().filter(|(_, link)| link.binding.plugin == name) {
+            if !plugin.info().slots.contains(&slot) {
+                let e = Error::invalid("no-policy", format!("it does not decide {slot}, and a chain asks it to"))
+                    .on(name.to_owned());
+                return Err(("link", e));
+            }
+            check_settings(plugin, &link.settings).map_err(|e| ("settings", e.on(name.to_owned())))?;
+            for record in self.journal.recent(slot) {
+                if link.binding.covers(record.question.pool()) {
+                    replay.compare(plugin, name, &link.settings, &record);
+                }
+            }
+            must_agree &= link.binding.mode == Mode::Enforce;
+        }
+        if replay.traps > 0 || replay.faults * 100 > replay.asked * FAILURES_PERCENT_MAX {
+            let (faults, asked) = (replay.faults, replay.asked);
+            let e =
+                Error::invalid("fails-on-replay", format!("it fails {faults} of the last {asked} recorded questions"))
+                    .on(name.to_owned())
+                    .hint("`clonegate plugin replay` shows them");
+            return Err(("replay", e));
+        }
+        if must_agree && replay.different > 0 {
+            let (different, asked) = (replay.different, replay.asked);
+            let e = Error::invalid(
+                "differs",
+                format!("it answers {different} of the last {asked} recorded questions otherwise"),
+            )
+            .on(name.to_owned())
+            .hint("install it with --accept-differences, or bind it with mode = \"shadow\" first");
+            return Err(("replay", e));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, name: &str, step: &str, error: &Error) {
+        let Ok(name) = name.parse::<Name>() else { return };
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(name.as_str().to_owned()).or_default();
+        entry.problem = Some(problem(step, error));
+    }
+
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.settings.plugins.as_ref().map(|directory| directory.join(format!("{name}.wasm")))
+    }
+
+    fn keep_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (Some(path), Some(directory)) = (self.file(name), &self.settings.plugins) else { return Ok(()) };
+        let partial = directory.join(format!(".{name}.partial"));
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(&partial, bytes))
+            .and_then(|()| fs::rename(&partial, &path))
+            .map_err(|e| directory_failed(&path, e))
+    }
+}
+
+/// Checks settings, and makes one error of what is wrong with them.
+///
+/// # Errors
+/// `bad-settings` (invalid) with every JSON path, or that the check itself failed.
+pub fn check_settings(plugin: &Plugin, settings: &str) -> Result<()> {
+    let problems = plugin.check_settings(settings).map_err(|fault| {
+        Error::invalid("bad-settings", format!("checking its settings failed: {} ({})", fault.message, fault.code))
+    })?;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.path, p.message)).collect();
+    Err(Error::invalid("bad-settings", all.join("; ")))
+}
+
+fn problem(step: &str, error: &Error) -> String {
+    format!("{step}: {error} [{}]", error.code())
+}
+
+fn no_such(name: &str) -> Error {
+    Error::not_found("no-such-plugin", "there is no such plugin")
+        .on(name.to_owned())
+        .hint("`clonegate plugin list` shows all")
+}
+
+fn directory_failed(path: &Path, e: std::io::Error) -> Error {
+    Error::unavailable("plugins-directory", "the directory of plugins cannot be used")
+        .on(path.display().to_string())
+        .because(e)
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
+}
+
+/// The `NAME.wasm` of a directory, by name.
+fn files(directory: &Path) -> BTreeMap<String, (PathBuf, (SystemTime, u64))> {
+    let Ok(entries) = fs::read_dir(directory) else { return BTreeMap::new() };
+    let found = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let name = path.file_name()?.to_str()?.strip_suffix(".wasm")?.parse::<Name>().ok()?;
+        Some((name.as_str().to_owned(), (path.clone(), stamp(&path)?)))
+    });
+    found.collect()
+}
+
+/// Reads a component, without taking in more than the limit.
+fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .map_err(|e| directory_failed(path, e))?;
+    Ok(bytes)
+}
