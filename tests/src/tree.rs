@@ -18,6 +18,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Whether it is test code as a whole.
+    pub fn is_test(&self) -> bool {
+        self.path.ends_with("/tests.rs") || self.path.ends_with("_tests.rs") || self.path.contains("/tests/")
+    }
+
     /// The text without comments and without the test modules at its end: what ships.
     pub fn code(&self) -> String {
         let shipped = self.text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();

@@ -20,7 +20,7 @@ fn every_file_is_one_job_of_at_most_600_lines() {
 
 #[test]
 fn every_file_says_first_what_it_is_for() {
-    let silent = |source: &tree::Source| !source.text.starts_with("//!") && !source.text.starts_with("// @generated");
+    let silent = |source: &tree::Source| !source.is_test() && !source.text.starts_with("//!");
     none(&tree::rust().into_iter().filter(silent).map(|source| source.path).collect::<Vec<_>>());
 }
 
@@ -74,7 +74,7 @@ fn time_randomness_keys_and_bincode_have_one_home_each() {
     ];
     let mut wrong = Vec::new();
     for source in tree::rust().iter().filter(|source| source.path.starts_with("gateway/")) {
-        if source.path.contains("/tests/") || source.path.contains("/benches/") || source.path.contains("/fuzz/") {
+        if source.is_test() || source.path.contains("/benches/") || source.path.contains("/fuzz/") {
             continue;
         }
         let code = source.code();
