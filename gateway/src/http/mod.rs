@@ -3,8 +3,10 @@
 //! A request for a disk that is open and in memory is answered before any router, without waiting and almost without
 //! allocating; see `disk`. Everything else goes to an axum router whose OpenAPI document is made from its handlers.
 
+mod boot;
 mod control;
 mod disk;
+mod download;
 mod io;
 pub mod problem;
 mod server;
@@ -21,6 +23,7 @@ use crate::exports::Exports;
 use crate::lifecycle::Gateway;
 use crate::metrics::Metrics;
 
+pub use boot::{BootSettings, Unknown};
 pub use server::HttpServer;
 pub use settings::HttpSettings;
 
@@ -35,7 +38,8 @@ pub fn serve(
     metrics: &Arc<Metrics>,
     clock: &Clock,
 ) -> Result<HttpServer> {
-    let router = control::router(Arc::clone(&exports), gateway, Arc::clone(metrics));
+    let boot = settings.boot.clone();
+    let router = control::router(Arc::clone(&exports), gateway, Arc::clone(metrics), boot, clock.clone());
     HttpServer::start(settings, exports, router, metrics, clock.clone())
 }
 

@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::boot::BootSettings;
+
 /// Settings of the HTTP server. Every bound protects honest clients from one that is not.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
@@ -24,6 +26,8 @@ pub struct HttpSettings {
     pub drain_timeout: Duration,
     /// Bytes of PUT bodies that are held in memory at a time, over all connections; more wait.
     pub write_buffers_bytes: u32,
+    /// The boot routes.
+    pub boot: BootSettings,
 }
 
 impl Default for HttpSettings {
@@ -38,6 +42,7 @@ impl Default for HttpSettings {
             stall_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
             write_buffers_bytes: 256 * 1024 * 1024,
+            boot: BootSettings::default(),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The control interface: an axum router, and the OpenAPI document made from its handlers.
 
-mod answer;
+pub(super) mod answer;
 mod disks;
 mod extents;
+mod files;
 mod system;
 
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::boot::{self, Boot, BootSettings};
 use super::problem::Problem;
+use crate::clock::Clock;
 use crate::exports::Exports;
 use crate::lifecycle::Gateway;
 use crate::metrics::Metrics;
@@ -58,19 +61,31 @@ fn routes() -> OpenApiRouter<Control> {
         .routes(routes!(system::readyz))
         .routes(routes!(system::openapi))
         .routes(routes!(extents::extents))
+        .routes(routes!(files::partitions))
+        .routes(routes!(files::file))
 }
 
 /// The document alone.
 pub(crate) fn document() -> Document {
     let mut document = routes().into_openapi();
+    document.merge(boot::routes().into_openapi());
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     document
 }
 
 /// The router. Without a gateway (in tests of the data routes) there are no nouns.
-pub(crate) fn router(exports: Arc<dyn Exports>, gateway: Option<Arc<Gateway>>, metrics: Arc<Metrics>) -> Router {
-    drop(gateway);
-    let (router, _) = routes().with_state(Control { exports, metrics }).split_for_parts();
+pub(crate) fn router(
+    exports: Arc<dyn Exports>,
+    gateway: Option<Arc<Gateway>>,
+    metrics: Arc<Metrics>,
+    boot: BootSettings,
+    clock: Clock,
+) -> Router {
+    let (mut router, _) = routes().with_state(Control { exports, metrics }).split_for_parts();
+    if let Some(gateway) = gateway {
+        let (routes, _) = boot::routes().with_state(Boot::new(boot, gateway, clock)).split_for_parts();
+        router = router.merge(routes);
+    }
     router
         .layer(axum::Extension(system::Description::of(&document())))
         .layer(DefaultBodyLimit::max(HTTP_CONTROL_BODY_BYTES_MAX))

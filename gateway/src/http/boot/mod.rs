@@ -1,0 +1,153 @@
+//! Routes for boot loaders: iPXE scripts by machine and by clone, and EFI programs.
+//!
+//! A boot loader shows its user a status number at best, so what concerns the machine's user (no clone for this machine) is a script
+//! that says it on the screen; what concerns the operator (no such clone, a bad label) is a problem.
+
+mod efi;
+mod machine;
+mod script;
+mod settings;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use clonegate_core::{Error, Result};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::control::answer::{Query, Refusal};
+use crate::clock::Clock;
+use crate::lifecycle::Gateway;
+use crate::lifecycle::views::ListQuery;
+use machine::{Directory, Facts};
+use script::Address;
+pub use settings::{BootSettings, Unknown};
+
+/// Clones in a menu.
+const MENU_MAX: usize = 50;
+
+/// What the boot routes work on.
+#[derive(Debug, Clone)]
+pub(super) struct Boot(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: BootSettings,
+    directory: Directory,
+}
+
+impl Boot {
+    pub(super) fn new(settings: BootSettings, gateway: Arc<Gateway>, clock: Clock) -> Self {
+        Self(Arc::new(Inner { settings, directory: Directory::new(gateway, clock) }))
+    }
+
+    fn address(&self, headers: &HeaderMap) -> Result<Address> {
+        let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Address::of_host(host, self.0.settings.nbd_port)
+    }
+
+    async fn script_of_clone(&self, name: &str, address: &Address) -> Result<String> {
+        let clone = self.0.directory.gateway().show_clone(name).await?;
+        script::of_clone(&clone, address, self.0.settings.script.as_deref())
+    }
+
+    /// The script of a machine: of its clone, or what unknown machines get.
+    async fn script_of_machine(&self, facts: &Facts, address: &Address) -> Result<String> {
+        let Inner { settings, directory } = &*self.0;
+        let found = match directory.find(facts).await? {
+            Some(clone) => Ok(Some(clone)),
+            None => directory.assign(facts, &settings.unknown).await,
+        };
+        match found {
+            Ok(Some(clone)) => script::of_clone(&clone, address, settings.script.as_deref()),
+            Ok(None) if settings.unknown == Unknown::Menu => {
+                let query = ListQuery { limit: Some(MENU_MAX), cursor: None };
+                let page = directory.gateway().list_clones(query).await?;
+                Ok(script::menu(page.items.iter().map(|clone| clone.name.as_str()), address))
+            }
+            Ok(None) => {
+                let mac = facts.mac()?.map_or_else(|| "unknown".to_owned(), |mac| mac.to_string());
+                let label = format!("Label a clone with {}={mac} to boot it here.", machine::MAC);
+                Ok(script::refuse(&["there is no clone for this machine.", &label]))
+            }
+            Err(error) => {
+                let code = format!("({})", error.code());
+                Ok(script::refuse(&["no clone could be made for this machine:", error.message(), &code]))
+            }
+        }
+    }
+}
+
+/// All boot routes.
+pub(super) fn routes() -> OpenApiRouter<Boot> {
+    OpenApiRouter::new()
+        .routes(routes!(chain))
+        .routes(routes!(by_clone))
+        .routes(routes!(by_mac))
+        .routes(routes!(efi::file))
+}
+
+fn ipxe(script: String) -> Response {
+    let mut response = Response::new(Body::from(script));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The chain entry for DHCP: finds the machine by MAC, UUID or serial number.
+///
+/// Without parameters the script makes iPXE ask again with what it knows.
+#[utoipa::path(
+    get, path = "/boot.ipxe", tag = "boot", params(Facts),
+    responses(
+        (status = 200, body = String, content_type = "text/plain", description = "An iPXE script"),
+        (status = 400, body = super::problem::Problem),
+    )
+)]
+async fn chain(State(boot): State<Boot>, headers: HeaderMap, Query(facts): Query<Facts>) -> Result<Response, Refusal> {
+    let address = boot.address(&headers)?;
+    if facts.are_missing() {
+        return Ok(ipxe(script::ask_again(&address)));
+    }
+    Ok(ipxe(boot.script_of_machine(&facts, &address).await?))
+}
+
+/// The script that boots a clone.
+#[utoipa::path(
+    get, path = "/boot/{script}", tag = "boot", params(("script" = String, Path, description = "CLONE.ipxe")),
+    responses(
+        (status = 200, body = String, content_type = "text/plain", description = "An iPXE script"),
+        (status = 404, body = super::problem::Problem),
+    )
+)]
+async fn by_clone(State(boot): State<Boot>, headers: HeaderMap, Path(file): Path<String>) -> Result<Response, Refusal> {
+    let address = boot.address(&headers)?;
+    Ok(ipxe(boot.script_of_clone(stem(&file)?, &address).await?))
+}
+
+/// The script that boots the clone of the machine with this MAC address.
+#[utoipa::path(
+    get, path = "/boot/mac/{script}", tag = "boot", params(("script" = String, Path, description = "MAC.ipxe")),
+    responses(
+        (status = 200, body = String, content_type = "text/plain", description = "An iPXE script"),
+        (status = 400, body = super::problem::Problem),
+    )
+)]
+async fn by_mac(State(boot): State<Boot>, headers: HeaderMap, Path(file): Path<String>) -> Result<Response, Refusal> {
+    let address = boot.address(&headers)?;
+    let facts = Facts { mac: Some(stem(&file)?.to_owned()), ..Facts::default() };
+    if facts.mac()?.is_none() {
+        return Err(Refusal(Error::invalid("bad-mac", "there is no MAC address")));
+    }
+    Ok(ipxe(boot.script_of_machine(&facts, &address).await?))
+}
+
+fn stem(file: &str) -> Result<&str> {
+    file.strip_suffix(".ipxe").ok_or_else(|| {
+        Error::not_found("no-such-script", "boot scripts end in .ipxe").on(file).hint("try /boot/CLONE.ipxe")
+    })
+}

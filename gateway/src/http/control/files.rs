@@ -1,0 +1,84 @@
+//! Files inside the volume of a clone.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use clonegate_core::Result;
+use http::{HeaderMap, Method};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Control;
+use super::answer::{Answer, Refusal};
+use crate::device::Device;
+use crate::exports::{CloneRef, ExportName};
+use crate::files::{self, Found, NameView, PartitionView, Place};
+use crate::http::download::{Download, content_type};
+
+/// The partitions of a volume.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Partitions {
+    /// By number.
+    items: Vec<PartitionView>,
+}
+
+/// A directory.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Directory {
+    /// What is in it, at most 10,000 names.
+    items: Vec<NameView>,
+}
+
+async fn device(control: &Control, clone: &str) -> Result<Arc<dyn Device>> {
+    let name: CloneRef = clone.parse()?;
+    control.exports.open(ExportName::Clone(name)).await
+}
+
+/// The partitions of a clone's volume and the file systems on them.
+#[utoipa::path(
+    get, path = "/v1/clones/{clone}/files", tag = "clones",
+    params(("clone" = String, Path, description = "Name or id")),
+    responses((status = 200, body = Partitions), (status = 404, body = crate::http::problem::Problem))
+)]
+pub(super) async fn partitions(State(control): State<Control>, Path(clone): Path<String>) -> Answer<Partitions> {
+    let device = device(&control, &clone).await?;
+    Ok(Json(Partitions { items: files::partitions(device).await? }))
+}
+
+/// A file in a clone's volume, or the names in a directory: ext2/3/4 and FAT.
+#[utoipa::path(
+    get, path = "/v1/clones/{clone}/files/{partition}/{*path}", tag = "clones",
+    params(
+        ("clone" = String, Path, description = "Name or id"),
+        ("partition" = String, Path, description = "Number, file-system label, or - for the first that has the path"),
+        ("path" = String, Path, description = "Path in that file system"),
+    ),
+    responses(
+        (status = 200, body = [u8], description = "The file, or JSON with the names in a directory"),
+        (status = 404, body = crate::http::problem::Problem),
+    )
+)]
+pub(super) async fn file(
+    State(control): State<Control>,
+    Path((clone, partition, path)): Path<(String, String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let place: Place = partition.parse()?;
+    let device = device(&control, &clone).await?;
+    match files::open(device, place, &path).await? {
+        Found::Directory(items) => Ok(Json(Directory { items }).into_response()),
+        Found::File(file) => {
+            let version = file.version;
+            let download = Download {
+                size: file.size,
+                etag: format!("\"{:x}-{:x}-{:x}\"", version.life, version.change, file.size),
+                content_type: content_type(&path),
+            };
+            Ok(download.answer(&method, &headers, |range| Body::from_stream(file.stream(range))))
+        }
+    }
+}
