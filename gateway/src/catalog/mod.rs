@@ -90,6 +90,12 @@ impl Catalog {
         named(name, found)
     }
 
+    /// All things of this noun that this gateway remembers, in no order.
+    pub fn remembered_all<T: Noun>(&self) -> Vec<Named<T>> {
+        let known = self.known.read();
+        known.get(T::NOUN).into_iter().flatten().filter_map(|(name, k)| named(name, k)).collect()
+    }
+
     /// All things of this noun, by name: one LIST, and one GET for each that changed since last time.
     ///
     /// # Errors

@@ -1,95 +1,241 @@
-//! One running gateway: the home, its datastores, what is open, and the verbs of the control interface.
+//! One running gateway: its home, its datastores, its cache and what it has open.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use clonegate_core::format::catalog::DatastoreEntry;
+use clonegate_core::ids::{GatewayId, Name};
 use clonegate_core::{Error, Result};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
-use super::views::{
-    AddDatastore, BaseView, CacheView, CloneView, CreateClones, CreatedClones, DatastoreView, ListQuery, Page,
-    ReferenceTemplate, SnapshotView, TemplateView, Touched,
-};
+use super::advisor::Advisor;
+use super::datastores::{self, DatastoreSettings, Datastores};
+use super::open::OpenDevices;
+use super::volumes::{Bases, Sources, VolumeSettings};
+use crate::catalog::{Catalog, Named};
+use crate::clock::Clock;
+use crate::icache::ICache;
+use crate::store::{Store, StoreConfig};
 
-/// One running gateway.
-#[derive(Debug)]
-pub struct Gateway {}
+/// How often a datastore that does not answer is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(15);
+/// How often the bytes in datastores are counted.
+const COUNT_AGAIN: Duration = Duration::from_secs(300);
 
-fn not_yet<T>() -> Result<T> {
-    Err(Error::unsupported("not-in-this-version", "this version does not do it"))
+/// What a gateway needs to know to start.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// Where names, jobs and decisions are kept.
+    pub home: StoreConfig,
+    /// Datastores that this gateway's configuration names; the catalog may hold more.
+    pub datastores: Vec<DatastoreSettings>,
+    /// Where raw images may be referred to.
+    pub sources: Vec<StoreConfig>,
+    /// This gateway's lasting identity.
+    pub gateway: GatewayId,
+    /// Its host, for messages.
+    pub host: String,
+    /// Bytes of the iCache.
+    pub icache_bytes: u64,
+    /// How volumes are kept.
+    pub volumes: VolumeSettings,
+    /// A clone that nobody has used for so long is closed.
+    pub idle_close: Duration,
+    /// A clean disconnect that nobody follows for so long is a power-off.
+    pub power_off_grace: Duration,
+    /// Deltas that a base takes, for templates that do not say.
+    pub slots_per_base: u32,
 }
 
-#[expect(clippy::unused_async, missing_docs, reason = "signatures first; bodies follow")]
+/// One running gateway. Its verbs run as tasks of their own on the runtime that started it, so a caller that goes away cuts none in half.
+pub struct Gateway {
+    pub(super) me: Weak<Gateway>,
+    pub(super) settings: GatewaySettings,
+    pub(super) clock: Clock,
+    pub(super) handle: Handle,
+    pub(super) catalog: Catalog,
+    pub(super) home: Store,
+    pub(super) datastores: Datastores,
+    pub(super) icache: Arc<ICache>,
+    pub(super) advisor: Arc<dyn Advisor>,
+    pub(super) sources: Arc<Sources>,
+    pub(super) bases: Mutex<HashMap<Name, Arc<Bases>>>,
+    pub(super) open: OpenDevices,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("gateway", &self.settings.gateway).field("home", &self.home).finish()
+    }
+}
+
 impl Gateway {
-    pub async fn add_datastore(&self, _request: AddDatastore) -> Result<DatastoreView> {
-        not_yet()
+    /// Starts a gateway on the current runtime: proves that the home can be used, enters the datastores of the configuration in the
+    /// catalog, and opens all that there are. A datastore that does not answer is tried again in the background.
+    ///
+    /// # Errors
+    /// Those of the home; `Conflict` with code `datastore-differs` when the catalog knows another store under a configured name.
+    pub async fn start(settings: GatewaySettings, advisor: Arc<dyn Advisor>, clock: Clock) -> Result<Arc<Self>> {
+        let home = Store::open(&settings.home, &clock)?;
+        home.admit(settings.gateway, &settings.host).await?;
+        let mut sources = settings.sources.clone();
+        sources.extend(settings.datastores.iter().map(|d| d.store.clone()));
+        let gateway = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            catalog: Catalog::new(home.clone(), clock.clone()),
+            home,
+            datastores: Datastores::default(),
+            icache: ICache::new(settings.icache_bytes),
+            advisor,
+            sources: Arc::new(Sources::new(sources, clock.clone())),
+            bases: Mutex::default(),
+            open: OpenDevices::default(),
+            handle: Handle::current(),
+            clock,
+            settings,
+        });
+        for configured in &gateway.settings.datastores {
+            gateway.enter(configured).await?;
+        }
+        gateway.open_datastores().await?;
+        gateway.keep_house();
+        Ok(gateway)
     }
-    pub async fn list_datastores(&self, _query: ListQuery) -> Result<Page<DatastoreView>> {
-        not_yet()
+
+    /// Enters a configured datastore in the catalog, or brings its entry up to date.
+    async fn enter(&self, configured: &DatastoreSettings) -> Result<()> {
+        let wanted = configured.entry(self.clock.now_ms());
+        match self.catalog.find::<DatastoreEntry>(&configured.name).await? {
+            None => match self.catalog.create(&configured.name, wanted).await {
+                // Another gateway entered it in this moment.
+                Err(error) if error.kind() == clonegate_core::ErrorKind::Exists => Ok(()),
+                entered => entered.map(drop),
+            },
+            Some(there) if there.state.url != wanted.url => {
+                Err(Error::conflict("datastore-differs", format!("the catalog says that it is {}", there.state.url))
+                    .on(configured.name.as_str())
+                    .hint("one name means one store to all gateways: give the new store another name"))
+            }
+            Some(_) => {
+                let update = |entry: &mut DatastoreEntry| {
+                    entry.capacity = wanted.capacity;
+                    entry.thin = wanted.thin;
+                    entry.reserve = wanted.reserve;
+                    entry.overcommit_percent = wanted.overcommit_percent;
+                    entry.labels.clone_from(&wanted.labels);
+                    entry.exclusive = wanted.exclusive;
+                    Ok(())
+                };
+                self.catalog.change(&configured.name, update).await.map(drop)
+            }
+        }
     }
-    pub async fn show_datastore(&self, _name: &str) -> Result<DatastoreView> {
-        not_yet()
+
+    /// Opens the datastores of the catalog that are not open yet.
+    pub(super) async fn open_datastores(&self) -> Result<()> {
+        for named in self.catalog.list::<DatastoreEntry>().await? {
+            match self.datastores.find(&named.name) {
+                Some(datastore) => datastore.set_entry(named.state),
+                None => self.open_datastore(named).await?,
+            }
+        }
+        Ok(())
     }
-    pub async fn remove_datastore(&self, _name: &str, _dry_run: bool) -> Result<Touched> {
-        not_yet()
+
+    /// Opens one. That it does not answer is no error here: it is offline then.
+    pub(super) async fn open_datastore(&self, named: Named<DatastoreEntry>) -> Result<()> {
+        let configured = self.settings.datastores.iter().find(|d| d.name == named.name);
+        let config = configured.map_or_else(|| datastores::store_config(&named.state), |d| d.store.clone());
+        let datastore = match datastores::open(&named.name, &config, named.state, &self.clock) {
+            Ok(datastore) => datastore,
+            Err(error) => {
+                tracing::warn!(datastore = %named.name, %error, "a datastore cannot be opened here");
+                return Ok(());
+            }
+        };
+        if let Err(error) = datastore.admit(self.settings.gateway, &self.settings.host).await {
+            tracing::warn!(datastore = %datastore.name, %error, "a datastore is offline");
+        }
+        self.datastores.insert(&datastore);
+        Ok(())
     }
-    pub async fn probe_datastore(&self, _name: &str) -> Result<DatastoreView> {
-        not_yet()
+
+    /// What goes on in the background for as long as the gateway lives.
+    fn keep_house(self: &Arc<Self>) {
+        self.every(self.settings.idle_close, |gateway| async move { gateway.open.sweep(&gateway.clock).await });
+        self.every(TRY_AGAIN, |gateway| async move {
+            for datastore in gateway.datastores.all() {
+                if datastore.trouble().is_some()
+                    && datastore.admit(gateway.settings.gateway, &gateway.settings.host).await.is_ok()
+                {
+                    tracing::info!(datastore = %datastore.name, "a datastore is online again");
+                }
+            }
+        });
+        self.every(COUNT_AGAIN, |gateway| async move {
+            for datastore in gateway.datastores.all() {
+                if let Err(error) = datastore.count_used().await {
+                    tracing::debug!(datastore = %datastore.name, %error, "its bytes cannot be counted now");
+                }
+            }
+        });
     }
-    pub async fn set_maintenance(&self, _name: &str, _on: bool) -> Result<DatastoreView> {
-        not_yet()
+
+    fn every<F>(self: &Arc<Self>, period: Duration, work: impl Fn(Arc<Self>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let (me, clock) = (Weak::clone(&self.me), self.clock.clone());
+        self.handle.spawn(async move {
+            loop {
+                clock.sleep(period).await;
+                let Some(gateway) = me.upgrade() else { return };
+                work(gateway).await;
+            }
+        });
     }
-    pub async fn reference_template(&self, _request: ReferenceTemplate) -> Result<TemplateView> {
-        not_yet()
+
+    /// Closes everything that is open, so that what was acknowledged is where its durability mode says.
+    pub async fn stop(&self) {
+        self.open.close_all(&self.clock).await;
     }
-    pub async fn list_templates(&self, _query: ListQuery) -> Result<Page<TemplateView>> {
-        not_yet()
+
+    /// This gateway's identity.
+    pub fn id(&self) -> GatewayId {
+        self.settings.gateway
     }
-    pub async fn show_template(&self, _name: &str) -> Result<TemplateView> {
-        not_yet()
+
+    /// The runtime that store IO runs on.
+    pub fn runtime(&self) -> &Handle {
+        &self.handle
     }
-    /// The newest version when `version` is absent.
-    pub async fn publish_template(&self, _name: &str, _version: Option<u32>) -> Result<TemplateView> {
-        not_yet()
+
+    /// The host memory cache.
+    pub fn icache(&self) -> &Arc<ICache> {
+        &self.icache
     }
-    pub async fn rollback_template(&self, _name: &str) -> Result<TemplateView> {
-        not_yet()
+
+    /// The home's store, for those who keep records of their own there.
+    pub fn home(&self) -> &Store {
+        &self.home
     }
-    /// All of it, or one version.
-    pub async fn delete_template(&self, _name: &str, _version: Option<u32>, _dry_run: bool) -> Result<Touched> {
-        not_yet()
+
+    /// Runs a verb as a task of its own.
+    pub(super) async fn run<T, F>(&self, verb: impl FnOnce(Arc<Self>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let gateway = self
+            .me
+            .upgrade()
+            .ok_or_else(|| Error::unavailable("stopping", "the gateway is stopping").hint("try another, or later"))?;
+        self.handle
+            .spawn(verb(gateway))
+            .await
+            .unwrap_or_else(|e| Err(Error::internal("verb-died", format!("the request was cut short: {e}"))))
     }
-    pub async fn list_bases(&self, _query: ListQuery) -> Result<Page<BaseView>> {
-        not_yet()
-    }
-    pub async fn show_base(&self, _id: &str) -> Result<BaseView> {
-        not_yet()
-    }
-    pub async fn retire_base(&self, _id: &str, _dry_run: bool) -> Result<Touched> {
-        not_yet()
-    }
-    pub async fn create_clones(&self, _request: CreateClones, _dry_run: bool) -> Result<CreatedClones> {
-        not_yet()
-    }
-    pub async fn list_clones(&self, _query: ListQuery) -> Result<Page<CloneView>> {
-        not_yet()
-    }
-    /// By name or id.
-    pub async fn show_clone(&self, _clone: &str) -> Result<CloneView> {
-        not_yet()
-    }
-    pub async fn delete_clone(&self, _clone: &str, _dry_run: bool) -> Result<Touched> {
-        not_yet()
-    }
-    pub async fn reset_clone(&self, _clone: &str, _dry_run: bool) -> Result<Touched> {
-        not_yet()
-    }
-    pub async fn snapshot_clone(&self, _clone: &str, _snapshot: &str) -> Result<SnapshotView> {
-        not_yet()
-    }
-    pub async fn restore_clone(&self, _clone: &str, _snapshot: &str, _dry_run: bool) -> Result<Touched> {
-        not_yet()
-    }
-    /// Counters of the iCache.
-    pub fn cache(&self) -> CacheView {
-        CacheView::default()
-    }
-    /// Forgets everything cached.
-    pub fn drop_cache(&self) {}
 }

@@ -1,8 +1,22 @@
 //! What happens to templates, bases and clones: the order of store operations that makes each verb crash-safe.
 
 pub mod advisor;
-pub mod views;
-
+mod clones;
+mod copying;
+mod datastores;
+mod edges;
 mod gateway;
+mod names;
+mod open;
+mod placement;
+mod removal;
+mod stores;
+mod table;
+mod templates;
+mod verbs;
+pub mod views;
+mod volumes;
 
-pub use gateway::Gateway;
+pub use datastores::DatastoreSettings;
+pub use gateway::{Gateway, GatewaySettings};
+pub use volumes::VolumeSettings;

@@ -439,3 +439,26 @@ pub struct SnapshotView {
     /// Its name.
     pub name: String,
 }
+
+/// Items of a page when nobody says.
+const PAGE_USUAL: usize = 100;
+/// Most items of a page.
+const PAGE_MAX: usize = 10_000;
+
+/// The page of `all` (in the order of their names) that a query asks for.
+pub(super) fn page<T>(all: Vec<T>, query: &ListQuery, name: impl Fn(&T) -> &str) -> Page<T> {
+    let limit = query.limit.unwrap_or(PAGE_USUAL).clamp(1, PAGE_MAX);
+    let after = |item: &T| query.cursor.as_deref().is_none_or(|cursor| name(item) > cursor);
+    let mut items: Vec<T> = all.into_iter().filter(after).take(limit + 1).collect();
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|item| name(item).to_owned());
+    Page { items, next }
+}
+
+impl<T> Page<T> {
+    /// The page with each item turned into another.
+    pub(super) fn map<U>(self, turn: impl FnMut(T) -> U) -> Page<U> {
+        Page { items: self.items.into_iter().map(turn).collect(), next: self.next }
+    }
+}

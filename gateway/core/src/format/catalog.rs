@@ -153,6 +153,8 @@ pub struct TemplateVersion {
     pub size: u64,
     /// Its bytes. A base belongs to this version if, and only if, it has the same.
     pub data: BaseData,
+    /// Deltas that each of its bases takes.
+    pub slots: u32,
     /// The datastore it was imported to.
     pub datastore: Name,
     /// The version it was made from.

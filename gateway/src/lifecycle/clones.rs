@@ -1,0 +1,270 @@
+//! Clones: create, list, show, delete.
+//!
+//! Create puts the slot, then the name; the name is what makes the clone exist. A crash in between leaves a slot whose name does not point
+//! back, which `fsck` finds. Delete takes the name away first, and what is left is removed behind the caller's back.
+
+use std::sync::Arc;
+
+use clonegate_core::advice::{Lifetime, RolloverTrigger};
+use clonegate_core::format::catalog::{CloneEntry, ResetRules};
+use clonegate_core::format::clone::{CloneRecord, VolumeKind};
+use clonegate_core::ids::{CloneId, Name};
+use clonegate_core::{Error, ErrorKind, Result};
+
+use super::gateway::Gateway;
+use super::names;
+use super::placement::{Claimed, Order};
+use super::views::{
+    CloneView, CreateClones, CreatedClones, ListQuery, Page, Touched, from_labels, page, to_labels,
+};
+use crate::catalog::{Named, unknown};
+use crate::exports::CloneRef;
+
+/// What a delta is expected to grow to when nobody says, bytes; or half the image, whichever is less.
+const EXPECTED_DELTA: u64 = 5 << 30;
+
+impl Gateway {
+    /// Makes clones: all of them, or none.
+    pub(super) async fn do_create_clones(self: Arc<Self>, request: CreateClones, dry_run: bool) -> Result<CreatedClones> {
+        let names = names::expand(&request.name, request.count, request.first)?;
+        let template = Name::new(request.template.as_str())?;
+        let version = self.version_for_clones(&template, request.version).await?;
+        let order = Order {
+            template,
+            expected_delta: request.expected_delta.unwrap_or_else(|| EXPECTED_DELTA.min(version.size / 2)),
+            version,
+            pool: None,
+            lifetime: request.lifetime.map_or(Lifetime::Persistent, Into::into),
+            labels: to_labels(&request.labels),
+        };
+        let durability = request.durability.map(Into::into).unwrap_or_default();
+        self.create_in_order(&order, &names, durability, &|entry| entry, dry_run).await
+    }
+
+    /// Makes the clones of these names; `finish` completes the catalog entry of each.
+    pub(super) async fn create_in_order(
+        &self,
+        order: &Order,
+        names: &[Name],
+        durability: clonegate_core::format::clone::Durability,
+        finish: &(dyn Fn(CloneEntry) -> CloneEntry + Send + Sync),
+        dry_run: bool,
+    ) -> Result<CreatedClones> {
+        self.check_names_free(names).await?;
+        for datastore in self.datastores.all() {
+            if datastore.check_online().is_ok() {
+                datastore.table.load().await?;
+            }
+        }
+        let text: Vec<String> = names.iter().map(Name::to_string).collect();
+        if dry_run {
+            let plan = self.plan(order, names).await?;
+            return Ok(CreatedClones {
+                dry_run,
+                clones: Vec::new(),
+                names: text,
+                new_bases: u32::try_from(plan.iter().filter(|g| g.base.is_none()).count()).unwrap_or(u32::MAX),
+                placements: plan.iter().map(super::placement::Group::view).collect(),
+            });
+        }
+        let (claimed, placements, new_bases) = self
+            .claim_all(order, names, &|name, base, slot| CloneRecord {
+                id: self.clock.id(),
+                nonce: self.clock.nonce(),
+                name: name.clone(),
+                kind: VolumeKind::LinkedClone,
+                size: order.version.size,
+                base: Some(base),
+                slot,
+                durability,
+                created_ms: self.clock.now_ms(),
+            })
+            .await?;
+        let clones = self.name_all(order, &claimed, finish).await?;
+        let mut bases: Vec<_> = claimed.iter().map(|c| c.base).collect();
+        bases.sort_unstable();
+        bases.dedup();
+        self.roll_over(&order.template, &order.version, RolloverTrigger::DeltaAdded, &bases).await;
+        Ok(CreatedClones { dry_run, clones, names: text, placements, new_bases })
+    }
+
+    /// Gives the claimed slots their names. When one name is taken, all is undone.
+    async fn name_all(
+        &self,
+        order: &Order,
+        claimed: &[Claimed],
+        finish: &(dyn Fn(CloneEntry) -> CloneEntry + Send + Sync),
+    ) -> Result<Vec<CloneView>> {
+        let entry = |group: &Claimed, record: &CloneRecord| CloneEntry {
+            record: record.clone(),
+            datastore: group.datastore.name.clone(),
+            template: order.template.clone(),
+            version: order.version.number,
+            lifetime: order.lifetime,
+            pool: order.pool.clone(),
+            labels: order.labels.clone(),
+            hold: None,
+            reset: ResetRules::default(),
+            last_reset_ms: None,
+            pending_version: None,
+            assigned: None,
+            identity: None,
+        };
+        let entries: Vec<(Name, CloneEntry)> = claimed
+            .iter()
+            .flat_map(|group| group.records.iter().map(|r| (r.name.clone(), finish(entry(group, r)))))
+            .collect();
+        let mut named = Vec::new();
+        let mut failed: Option<Error> = None;
+        for answer in self.catalog.create_all(entries).await {
+            match answer {
+                Ok(clone) => named.push(clone),
+                Err(error) => failed = Some(failed.unwrap_or(error)),
+            }
+        }
+        if let Some(error) = failed {
+            for clone in &named {
+                if let Err(error) = self.catalog.delete(&clone.name, |_: &CloneEntry| Ok(())).await {
+                    tracing::warn!(clone = %clone.name, %error, "a clone of a failed order stays");
+                }
+            }
+            for group in claimed {
+                group.datastore.table.give_back(&group.records, group.base).await;
+            }
+            return Err(error);
+        }
+        let mut views: Vec<CloneView> = named.iter().map(|clone| self.clone_view(clone)).collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(views)
+    }
+
+    /// Refuses names that are taken before anything is done. A race is settled later, when the names are put.
+    async fn check_names_free(&self, names: &[Name]) -> Result<()> {
+        let taken = match names {
+            [name] => self.catalog.find::<CloneEntry>(name).await?.map(|clone| clone.name),
+            names => {
+                let all = self.catalog.list::<CloneEntry>().await?;
+                let known: std::collections::HashSet<&Name> = all.iter().map(|clone| &clone.name).collect();
+                names.iter().find(|name| known.contains(name)).cloned()
+            }
+        };
+        taken.map_or(Ok(()), |name| {
+            Err(Error::exists("name-taken", "a clone of this name is there already")
+                .on(name.as_str())
+                .hint("choose another name, or delete that one first"))
+        })
+    }
+
+    pub(super) async fn do_list_clones(self: Arc<Self>, query: ListQuery) -> Result<Page<CloneView>> {
+        let all = self.catalog.list::<CloneEntry>().await?;
+        Ok(page(all, &query, |clone| clone.name.as_str()).map(|clone| self.clone_view(&clone)))
+    }
+
+    pub(super) async fn do_show_clone(self: Arc<Self>, clone: String) -> Result<CloneView> {
+        let found = self.find_clone(&clone.parse()?).await?;
+        Ok(self.clone_view(&found))
+    }
+
+    /// The clone of this name or id.
+    pub(super) async fn find_clone(&self, clone: &CloneRef) -> Result<Named<CloneEntry>> {
+        match clone {
+            CloneRef::Name(name) => self.catalog.get(name).await,
+            CloneRef::Id(id) => {
+                if let Some(name) = self.clone_name(*id) {
+                    let found: Option<Named<CloneEntry>> = self.catalog.find(&name).await?;
+                    if let Some(found) = found.filter(|found| found.state.record.id == *id) {
+                        return Ok(found);
+                    }
+                }
+                let all = self.catalog.list::<CloneEntry>().await?;
+                all.into_iter()
+                    .find(|found| found.state.record.id == *id)
+                    .ok_or_else(|| unknown::<CloneEntry>(&id.to_string()))
+            }
+        }
+    }
+
+    /// The name that this gateway remembers for an id.
+    fn clone_name(&self, id: CloneId) -> Option<Name> {
+        use clonegate_core::format::catalog::Entry;
+        let of_id = |entry: &Entry| matches!(entry, Entry::Clone(clone) if clone.record.id == id);
+        self.catalog.remembered_where::<CloneEntry>(of_id).map(|clone| clone.name)
+    }
+
+    pub(super) async fn do_delete_clone(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
+        let found = self.find_clone(&clone.parse()?).await?;
+        let id = found.state.record.id;
+        let attached = self.open.attached(id);
+        let bytes = self.open.delta_bytes(id).unwrap_or(0);
+        let touched = Touched {
+            dry_run,
+            names: vec![found.name.to_string()],
+            sessions: u32::try_from(attached.len()).unwrap_or(u32::MAX),
+            bytes,
+            notes: Vec::new(),
+        };
+        if dry_run {
+            return Ok(touched);
+        }
+        if !attached.is_empty() {
+            return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
+                .on(found.name.as_str())
+                .hint("switch the machine off first"));
+        }
+        let check = |entry: &CloneEntry| {
+            if entry.record.id != id {
+                return Err(unknown::<CloneEntry>(&clone));
+            }
+            entry.hold.as_ref().map_or(Ok(()), |why| {
+                Err(Error::conflict("held", format!("it is held: {why}"))
+                    .on(found.name.as_str())
+                    .hint("`clonegate clone release` lets it go"))
+            })
+        };
+        let deleted = match self.catalog.delete(&found.name, check).await {
+            // The same request again, or two at once: it is gone, which is what was wanted.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(touched),
+            deleted => deleted?,
+        };
+        self.open.forget(id).await;
+        self.remove_later(deleted.state);
+        Ok(touched)
+    }
+
+    /// Removes what a clone without a name has left, in the background. What a crash leaves is found by `fsck`.
+    fn remove_later(&self, clone: CloneEntry) {
+        let Ok(datastore) = self.datastores.get(&clone.datastore) else { return };
+        self.handle.spawn(async move {
+            if let Err(error) = super::removal::remove(&datastore, &clone.record).await {
+                tracing::warn!(clone = %clone.record.name, %error, "what it left could not be removed now");
+            }
+        });
+    }
+
+    /// A clone for people.
+    pub(super) fn clone_view(&self, clone: &Named<CloneEntry>) -> CloneView {
+        let CloneEntry { record, .. } = &clone.state;
+        CloneView {
+            name: clone.name.to_string(),
+            id: record.id.to_string(),
+            kind: if record.base.is_some() { "linked" } else { "full" }.to_owned(),
+            template: clone.state.template.to_string(),
+            version: clone.state.version,
+            datastore: clone.state.datastore.to_string(),
+            base: record.base.map(|id| id.to_string()),
+            slot: record.slot,
+            size: record.size,
+            durability: record.durability.into(),
+            lifetime: clone.state.lifetime.into(),
+            pool: clone.state.pool.as_ref().map(Name::to_string),
+            labels: from_labels(&clone.state.labels),
+            attached: self.open.attached(record.id),
+            delta_bytes: self.open.delta_bytes(record.id),
+            hold: clone.state.hold.clone(),
+            pending_version: clone.state.pending_version,
+            disk: format!("/v1/clones/{}/disk", clone.name),
+            created_ms: record.created_ms,
+            last_reset_ms: clone.state.last_reset_ms,
+        }
+    }
+}

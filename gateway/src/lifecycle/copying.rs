@@ -1,0 +1,49 @@
+//! Brings the data of a template version to another datastore: each pack once, then the index that makes it usable there.
+//!
+//! Packs and indexes keep their ids, so a copy can be told from another image, can be taken up again after a crash, and is the same
+//! for whoever makes it.
+
+use clonegate_core::format::index::Index;
+use clonegate_core::ids::IndexId;
+use clonegate_core::{ErrorKind, Result};
+use futures::{StreamExt, TryStreamExt};
+
+use super::datastores::Datastore;
+use crate::store::keys;
+
+/// Packs copied at once; each is held in memory.
+const COPIES_AT_ONCE: usize = 3;
+
+/// Makes sure that the index and its packs are on `to`. One HEAD when they are.
+pub(super) async fn bring(from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
+    let key = keys::index(index);
+    match to.store.head(&key).await {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let body = from.store.get(&key).await?;
+    let packs = Index::decode(&body).map_err(|e| e.on(key.to_string()))?.record.packs;
+    tracing::info!(%index, packs = packs.len(), from = %from.name, to = %to.name, "copying an image");
+    futures::stream::iter(packs)
+        .map(|pack| async move {
+            let key = keys::pack(pack);
+            if to.store.head(&key).await.is_ok() {
+                return Ok(());
+            }
+            to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
+        })
+        .buffer_unordered(COPIES_AT_ONCE)
+        .try_collect::<Vec<()>>()
+        .await?;
+    // Last, so that an index is never there without its packs.
+    to.store.put_new(&key, body).await.map(drop)
+}
+
+/// Removes an index that no base names any more. Its packs may be shared with other images: `fsck --repair` removes those that are not.
+pub(super) async fn drop_index(datastore: &Datastore, index: IndexId) -> Result<()> {
+    if datastore.check_online().is_err() {
+        return Ok(());
+    }
+    datastore.store.delete(&keys::index(index)).await
+}

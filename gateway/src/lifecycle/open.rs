@@ -1,0 +1,241 @@
+//! What is open now: devices by the texts that edges ask for, and the machines that have them attached.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use clonegate_core::ids::{BaseId, CloneId};
+use clonegate_core::{Error, Result};
+use parking_lot::Mutex;
+
+use super::volumes::Volume;
+use crate::clock::Clock;
+use crate::device::Device;
+use crate::exports::Attach;
+
+/// Locks that keep one export from being opened twice at once.
+const STRIPES: usize = 64;
+/// How long a close waits for answers that are under way.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What an open device is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Of {
+    Clone(CloneId),
+    Base(BaseId),
+}
+
+/// A machine that has a device attached.
+#[derive(Debug, Clone)]
+struct Session {
+    number: u64,
+    client: String,
+    write: bool,
+}
+
+/// One open device.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) volume: Option<Arc<Volume>>,
+    pub(super) of: Of,
+    /// Whether anybody asked for it since the last sweep.
+    used: AtomicBool,
+    sessions: Mutex<Vec<Session>>,
+}
+
+impl Open {
+    pub(super) fn new(of: Of, device: Arc<dyn Device>, volume: Option<Arc<Volume>>) -> Arc<Self> {
+        Arc::new(Self { device, volume, of, used: AtomicBool::new(true), sessions: Mutex::default() })
+    }
+
+    /// Enters a machine. One machine at a time may write.
+    pub(super) fn enter(&self, attach: &Attach, number: u64) -> Result<()> {
+        let mut sessions = self.sessions.lock();
+        if attach.write
+            && let Some(other) = sessions.iter().find(|s| s.write && s.client != attach.client)
+        {
+            return Err(Error::conflict("attached-elsewhere", format!("{} has it open for writing", other.client))
+                .on(self.device.info().name.clone())
+                .hint("two machines that write to one disk destroy it: detach the other first"));
+        }
+        sessions.push(Session { number, client: attach.client.clone(), write: attach.write });
+        Ok(())
+    }
+
+    /// Takes a machine out; tells whether nobody who writes is left.
+    pub(super) fn leave(&self, number: u64) -> bool {
+        let mut sessions = self.sessions.lock();
+        sessions.retain(|s| s.number != number);
+        !sessions.iter().any(|s| s.write)
+    }
+
+    fn clients(&self) -> Vec<String> {
+        let mut clients: Vec<String> = self.sessions.lock().iter().map(|s| s.client.clone()).collect();
+        clients.sort();
+        clients.dedup();
+        clients
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.used.swap(false, Ordering::Relaxed) && self.sessions.lock().is_empty()
+    }
+}
+
+type Names = HashMap<Box<str>, Arc<Open>>;
+
+/// All open devices.
+pub(super) struct OpenDevices {
+    /// By the texts that were asked for. Reading it takes no lock: it is on the way of every HTTP request.
+    names: ArcSwap<Names>,
+    opening: Vec<tokio::sync::Mutex<()>>,
+    numbers: AtomicU64,
+}
+
+impl Default for OpenDevices {
+    fn default() -> Self {
+        Self {
+            names: ArcSwap::default(),
+            opening: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
+            numbers: AtomicU64::new(1),
+        }
+    }
+}
+
+impl fmt::Debug for OpenDevices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names.load().keys()).finish()
+    }
+}
+
+impl OpenDevices {
+    /// The open device of this text. The hot path of HTTP.
+    pub(super) fn peek(&self, text: &str) -> Option<Arc<dyn Device>> {
+        let names = self.names.load();
+        let open = names.get(text)?;
+        // Written only when it changes something, so that cores do not fight over the line.
+        if !open.used.load(Ordering::Relaxed) {
+            open.used.store(true, Ordering::Relaxed);
+        }
+        Some(Arc::clone(&open.device))
+    }
+
+    /// The same with everything known about it.
+    pub(super) fn find(&self, text: &str) -> Option<Arc<Open>> {
+        self.names.load().get(text).cloned()
+    }
+
+    /// What is open of a clone or base.
+    pub(super) fn of(&self, of: Of) -> Option<Arc<Open>> {
+        self.names.load().values().find(|open| open.of == of).cloned()
+    }
+
+    /// Held while something is opened or closed.
+    pub(super) async fn lock(&self, of: Of) -> tokio::sync::MutexGuard<'_, ()> {
+        let bytes = match of {
+            Of::Clone(id) => *id.bytes(),
+            Of::Base(id) => *id.bytes(),
+        };
+        self.opening[usize::from(bytes[15]) % STRIPES].lock().await
+    }
+
+    /// Lets an open device be found by these texts.
+    pub(super) fn insert(&self, texts: &[String], open: &Arc<Open>) {
+        self.names.rcu(|names| {
+            let mut names = Names::clone(names);
+            for text in texts {
+                names.insert(text.as_str().into(), Arc::clone(open));
+            }
+            names
+        });
+    }
+
+    fn remove(&self, of: Of) -> Option<Arc<Open>> {
+        let found = self.of(of)?;
+        self.names.rcu(|names| {
+            let mut names = Names::clone(names);
+            names.retain(|_, open| open.of != of);
+            names
+        });
+        Some(found)
+    }
+
+    /// A number for a session.
+    pub(super) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The machines that have a clone open.
+    pub(super) fn attached(&self, id: CloneId) -> Vec<String> {
+        self.of(Of::Clone(id)).map(|open| open.clients()).unwrap_or_default()
+    }
+
+    /// Bytes of an open clone's delta.
+    pub(super) fn delta_bytes(&self, id: CloneId) -> Option<u64> {
+        Some(self.of(Of::Clone(id))?.volume.as_ref()?.status().delta_bytes)
+    }
+
+    /// Forgets a clone whose name is gone.
+    pub(super) async fn forget(&self, id: CloneId) {
+        let _lock = self.lock(Of::Clone(id)).await;
+        if let Some(volume) = self.remove(Of::Clone(id)).and_then(|open| open.volume.clone())
+            && let Err(error) = volume.close().await
+        {
+            tracing::debug!(clone = %id, %error, "a deleted clone did not close");
+        }
+    }
+
+    /// Forgets a base that is gone.
+    pub(super) fn forget_base(&self, id: BaseId) {
+        drop(self.remove(Of::Base(id)));
+    }
+
+    /// Forgets what is found by this text, so that the next request looks again.
+    pub(super) fn forget_text(&self, text: &str) {
+        self.names.rcu(|names| {
+            let mut names = Names::clone(names);
+            names.remove(text);
+            names
+        });
+    }
+
+    /// Closes what nobody has used since the last sweep.
+    pub(super) async fn sweep(&self, clock: &Clock) {
+        let idle: Vec<Arc<Open>> = {
+            let names = self.names.load();
+            let mut seen = std::collections::HashSet::new();
+            names.values().filter(|open| seen.insert(open.of) && open.is_idle()).cloned().collect()
+        };
+        for open in idle {
+            let of = open.of;
+            drop(open);
+            self.close(of, clock).await;
+        }
+    }
+
+    /// Closes everything, flushing it.
+    pub(super) async fn close_all(&self, clock: &Clock) {
+        let all: Vec<Of> = self.names.load().values().map(|open| open.of).collect();
+        for of in all {
+            self.close(of, clock).await;
+        }
+    }
+
+    /// Closes one device. Until it is closed nobody can open it again; answers under way are waited for.
+    async fn close(&self, of: Of, clock: &Clock) {
+        let _lock = self.lock(of).await;
+        let Some(open) = self.remove(of) else { return };
+        let Some(volume) = open.volume.clone() else { return };
+        let begun = clock.instant();
+        // One is the device in `open`; another is `volume` when the device is the volume itself.
+        while Arc::strong_count(&open.device) > 2 && begun.elapsed() < LINGER {
+            clock.sleep(Duration::from_millis(20)).await;
+        }
+        if let Err(error) = volume.close().await {
+            tracing::warn!(volume = %open.device.info().name, %error, "it did not close cleanly");
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! Templates and their versions: import, by reference, publish, roll back, delete.
+//!
+//! An import writes packs, then the index, then the template's record, and only then a base: nothing is visible before the record, and a
+//! version without a base gets one with its first clone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use clonegate_core::format::base::{BaseData, BaseRecord};
+use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
+use clonegate_core::ids::Name;
+use clonegate_core::limits::SLOTS_PER_BASE_MAX;
+use clonegate_core::{Error, ErrorKind, Result};
+
+use super::datastores::Datastore;
+use super::gateway::Gateway;
+use super::views::{ImportTemplate, ListQuery, Page, ReferenceTemplate, TemplateView, Touched, VersionView, page};
+use crate::base;
+use crate::catalog::Named;
+use crate::import::{self, ImportOptions, Input, Progress};
+use crate::store::split_object_url;
+
+/// Most versions that a template keeps.
+const VERSIONS_MAX: usize = 256;
+/// Longest description and origin, bytes.
+const TEXT_BYTES_MAX: usize = 512;
+
+/// A version about to be added.
+pub(super) struct NewVersion {
+    pub(super) size: u64,
+    pub(super) data: BaseData,
+    pub(super) datastore: Name,
+    pub(super) origin: String,
+    pub(super) stored_bytes: u64,
+    pub(super) used_bytes: u64,
+    pub(super) parent: Option<u32>,
+    pub(super) findings: Vec<String>,
+    pub(super) slots: u32,
+}
+
+impl Gateway {
+    pub(super) async fn do_import_template(
+        self: Arc<Self>,
+        request: ImportTemplate,
+        input: Input,
+        progress: Arc<dyn Progress>,
+    ) -> Result<TemplateView> {
+        let name = Name::new(request.name.as_str())?;
+        let slots = self.check_slots(request.slots)?;
+        check_text(request.description.as_deref())?;
+        check_text(request.origin.as_deref())?;
+        let datastore = self.datastore_for_import(request.datastore.as_deref())?;
+        let imported =
+            import::run(&datastore.store, input, ImportOptions::default(), &*progress, &self.clock).await?;
+        let stats = imported.stats;
+        let version = NewVersion {
+            size: imported.size,
+            data: BaseData::Packed { index: imported.index },
+            datastore: datastore.name.clone(),
+            origin: request.origin.unwrap_or_else(|| "upload".to_owned()),
+            stored_bytes: stats.stored_bytes,
+            used_bytes: stats.read_bytes,
+            parent: None,
+            findings: Vec::new(),
+            slots,
+        };
+        self.add_version(&name, request.description, request.publish, version).await
+    }
+
+    pub(super) async fn do_reference_template(self: Arc<Self>, request: ReferenceTemplate) -> Result<TemplateView> {
+        let name = Name::new(request.name.as_str())?;
+        let slots = self.check_slots(request.slots)?;
+        check_text(request.description.as_deref())?;
+        let datastore = self.datastore_for_import(request.datastore.as_deref())?;
+        let (store_url, key) = split_object_url(&request.url)?;
+        let source = self.sources.open(&store_url)?;
+        let image = base::inspect(&source, &key).await.map_err(|e| if e.object().is_some() { e } else { e.on(request.url.clone()) })?;
+        let version = NewVersion {
+            size: image.size,
+            data: BaseData::Raw { store: store_url, key: key.to_string(), etag: image.etag },
+            datastore: datastore.name.clone(),
+            origin: request.url,
+            stored_bytes: 0,
+            used_bytes: image.size,
+            parent: None,
+            findings: Vec::new(),
+            slots,
+        };
+        self.add_version(&name, request.description, request.publish, version).await
+    }
+
+    fn check_slots(&self, slots: Option<u32>) -> Result<u32> {
+        let slots = slots.unwrap_or(self.settings.slots_per_base);
+        if (1..=SLOTS_PER_BASE_MAX).contains(&slots) {
+            return Ok(slots);
+        }
+        Err(Error::invalid("bad-slots", format!("a base with {slots} slots"))
+            .hint(format!("a base takes 1 to {SLOTS_PER_BASE_MAX} deltas")))
+    }
+
+    /// The datastore that was asked for, or the first that can take an image.
+    pub(super) fn datastore_for_import(&self, name: Option<&str>) -> Result<Arc<Datastore>> {
+        if let Some(name) = name {
+            let datastore = self.datastores.get(&Name::new(name)?)?;
+            datastore.check_online()?;
+            return Ok(datastore);
+        }
+        let all = self.datastores.all();
+        let mut good = all.iter().filter(|d| d.health() == clonegate_core::advice::Health::Online);
+        good.next().cloned().ok_or_else(|| {
+            let error = Error::unavailable("no-datastore", "no datastore can take the image");
+            match all.first() {
+                None => error.hint("add one: clonegate datastore add NAME URL"),
+                Some(_) => error.hint("none is online: clonegate datastore list"),
+            }
+        })
+    }
+
+    /// Adds a version to a template, new or not, and makes its first base.
+    pub(super) async fn add_version(
+        &self,
+        name: &Name,
+        description: Option<String>,
+        publish: Option<bool>,
+        version: NewVersion,
+    ) -> Result<TemplateView> {
+        let now_ms = self.clock.now_ms();
+        let stored = |number: u32| TemplateVersion {
+            number,
+            state: VersionState::Sealed,
+            size: version.size,
+            data: version.data.clone(),
+            slots: version.slots,
+            datastore: version.datastore.clone(),
+            parent: version.parent,
+            origin: version.origin.clone(),
+            stored_bytes: version.stored_bytes,
+            used_bytes: version.used_bytes,
+            created_ms: now_ms,
+            findings: version.findings.clone(),
+        };
+        let add = |template: &mut TemplateEntry| {
+            if template.versions.len() >= VERSIONS_MAX {
+                return Err(Error::exhausted("too-many-versions", format!("it has {VERSIONS_MAX} versions"))
+                    .on(name.as_str())
+                    .hint("delete those that nobody needs"));
+            }
+            let number = template.next_version;
+            template.next_version += 1;
+            template.versions.push(stored(number));
+            if let Some(text) = &description {
+                template.description.clone_from(text);
+            }
+            if publish.unwrap_or(template.published.is_none()) {
+                publish_version(template, number);
+            }
+            Ok(number)
+        };
+        let number = loop {
+            match self.catalog.change(name, add).await {
+                Ok((_, number)) => break number,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let mut template = TemplateEntry {
+                        description: description.clone().unwrap_or_default(),
+                        versions: Vec::new(),
+                        published: None,
+                        history: Vec::new(),
+                        next_version: 1,
+                        created_ms: now_ms,
+                    };
+                    let number = add(&mut template)?;
+                    match self.catalog.create(name, template).await {
+                        Ok(_) => break number,
+                        // Another import made the template in this moment: this becomes a version of it.
+                        Err(error) if error.kind() == ErrorKind::Exists => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let datastore = self.datastores.get(&version.datastore)?;
+        {
+            let _making = datastore.making.lock().await;
+            self.make_base(&datastore, name, &stored(number)).await?;
+        }
+        let added: Named<TemplateEntry> = self.catalog.get(name).await?;
+        self.template_view(&added).await
+    }
+
+    /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.
+    pub(super) async fn make_base(
+        &self,
+        datastore: &Arc<Datastore>,
+        template: &Name,
+        version: &TemplateVersion,
+    ) -> Result<BaseRecord> {
+        if let BaseData::Packed { index } = version.data {
+            let source = self.datastores.get(&version.datastore)?;
+            super::copying::bring(&source, datastore, index).await?;
+        }
+        let record = BaseRecord {
+            id: self.clock.id(),
+            nonce: self.clock.nonce(),
+            size: version.size,
+            template: template.clone(),
+            version: version.number,
+            slots: version.slots,
+            created_ms: self.clock.now_ms(),
+            data: version.data.clone(),
+        };
+        datastore.table.create(record.clone()).await?;
+        // Whoever deletes a version marks it and then looks for bases; we make a base and then look for the mark.
+        let still: Option<Named<TemplateEntry>> = self.catalog.find(template).await?;
+        if still.is_none_or(|t| t.state.version(version.number).is_none_or(|v| v.data != version.data)) {
+            datastore.table.remove(record.id).await?;
+            return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
+                .on(template.as_str()));
+        }
+        tracing::info!(base = %record.id, %template, version = version.number, datastore = %datastore.name, "base made");
+        Ok(record)
+    }
+
+    /// The version that new clones get, or the one that was asked for.
+    pub(super) async fn version_for_clones(&self, template: &Name, number: Option<u32>) -> Result<TemplateVersion> {
+        let found: Named<TemplateEntry> = self.catalog.get(template).await?;
+        let number = number.or(found.state.published).ok_or_else(|| {
+            Error::conflict("not-published", "no version of it is published")
+                .on(template.as_str())
+                .hint(format!("clonegate template publish {template}"))
+        })?;
+        let version = found.state.version(number).ok_or_else(|| unknown_version(template, number))?;
+        if version.state == VersionState::Draft {
+            return Err(Error::conflict("not-sealed", format!("version {number} is a draft"))
+                .on(template.as_str())
+                .hint("publish it first"));
+        }
+        Ok(version.clone())
+    }
+
+    pub(super) async fn do_list_templates(self: Arc<Self>, query: ListQuery) -> Result<Page<TemplateView>> {
+        let all = self.catalog.list::<TemplateEntry>().await?;
+        let counts = self.count_bases().await;
+        Ok(page(all, &query, |t| t.name.as_str()).map(|t| view(&t, &counts)))
+    }
+
+    pub(super) async fn do_show_template(self: Arc<Self>, name: String) -> Result<TemplateView> {
+        let found = self.catalog.get(&Name::new(name)?).await?;
+        self.template_view(&found).await
+    }
+
+    pub(super) async fn template_view(&self, template: &Named<TemplateEntry>) -> Result<TemplateView> {
+        Ok(view(template, &self.count_bases().await))
+    }
+
+    /// Bases, and clones on them, by template and version.
+    async fn count_bases(&self) -> Counts {
+        let mut counts = Counts::new();
+        for datastore in self.datastores.all() {
+            if datastore.check_online().is_ok()
+                && let Err(error) = datastore.table.refresh().await
+            {
+                tracing::warn!(datastore = %datastore.name, %error, "its bases cannot be listed");
+            }
+            for base in datastore.table.bases() {
+                let count = counts.entry((base.record.template.clone(), base.record.version)).or_default();
+                count.0 += 1;
+                count.1 += base.count();
+            }
+        }
+        counts
+    }
+
+    pub(super) async fn do_publish_template(self: Arc<Self>, name: String, version: Option<u32>) -> Result<TemplateView> {
+        let name = Name::new(name)?;
+        let (changed, _) = self
+            .catalog
+            .change(&name, |template: &mut TemplateEntry| {
+                let newest = template.versions.iter().rfind(|v| v.state != VersionState::Deleting).map(|v| v.number);
+                let number = version.or(newest).ok_or_else(|| unknown_version(&name, 0))?;
+                let found = template.version(number).ok_or_else(|| unknown_version(&name, number))?;
+                if found.state == VersionState::Draft {
+                    return Err(Error::conflict("not-sealed", format!("version {number} is not sealed"))
+                        .on(name.as_str())
+                        .hint("seal it first: a draft may still change"));
+                }
+                publish_version(template, number);
+                Ok(())
+            })
+            .await?;
+        self.template_view(&changed).await
+    }
+
+    pub(super) async fn do_rollback_template(self: Arc<Self>, name: String) -> Result<TemplateView> {
+        let name = Name::new(name)?;
+        let (changed, ()) = self
+            .catalog
+            .change(&name, |template: &mut TemplateEntry| {
+                while let Some(before) = template.history.pop() {
+                    if template.version(before).is_some() && template.published != Some(before) {
+                        template.published = Some(before);
+                        return Ok(());
+                    }
+                }
+                Err(Error::conflict("nothing-to-roll-back-to", "no other version of it was published before")
+                    .on(name.as_str()))
+            })
+            .await?;
+        self.template_view(&changed).await
+    }
+
+    pub(super) async fn do_delete_template(
+        self: Arc<Self>,
+        name: String,
+        version: Option<u32>,
+        dry_run: bool,
+    ) -> Result<Touched> {
+        let name = Name::new(name)?;
+        let found: Named<TemplateEntry> = self.catalog.get(&name).await?;
+        if let Some(number) = version
+            && !found.state.versions.iter().any(|v| v.number == number)
+        {
+            return Err(unknown_version(&name, number));
+        }
+        let going = |number: u32| version.is_none_or(|only| only == number);
+        let numbers: Vec<u32> = found.state.versions.iter().map(|v| v.number).filter(|n| going(*n)).collect();
+        self.check_unused(&name, &found.state, &numbers).await?;
+        let bytes = found.state.versions.iter().filter(|v| going(v.number)).map(|v| v.stored_bytes).sum();
+        let names = match version {
+            Some(number) => vec![format!("{name}:{number}")],
+            None => vec![name.to_string()],
+        };
+        let touched = Touched { dry_run, names, sessions: 0, bytes, notes: Vec::new() };
+        if dry_run {
+            return Ok(touched);
+        }
+        // From here on no gateway makes a base of these versions, and no base of them takes a clone.
+        let mark = |template: &mut TemplateEntry| {
+            if template.published.is_some_and(going) {
+                template.published = None;
+            }
+            template.history.retain(|n| !going(*n));
+            template.versions.iter_mut().filter(|v| going(v.number)).for_each(|v| v.state = VersionState::Deleting);
+            Ok(())
+        };
+        let (marked, ()) = self.catalog.change(&name, mark).await?;
+        self.remove_versions(&name, &marked.state, &numbers).await?;
+        if version.is_none() {
+            // A version that was imported meanwhile keeps the template.
+            let none_left = |t: &TemplateEntry| {
+                if t.versions.iter().all(|v| v.state == VersionState::Deleting) {
+                    return Ok(());
+                }
+                Err(Error::conflict("busy", "a version was added meanwhile").on(name.as_str()).hint("try again"))
+            };
+            self.catalog.delete(&name, none_left).await?;
+        } else {
+            let drop_gone = |t: &mut TemplateEntry| {
+                t.versions.retain(|v| !(going(v.number) && v.state == VersionState::Deleting));
+                Ok(())
+            };
+            self.catalog.change(&name, drop_gone).await?;
+        }
+        Ok(touched)
+    }
+
+    /// Refuses when a version has clones, and lists them.
+    async fn check_unused(&self, name: &Name, template: &TemplateEntry, numbers: &[u32]) -> Result<()> {
+        let mut users = Vec::new();
+        for (datastore, base) in self.bases_of(name, template, numbers).await? {
+            for record in datastore.table.slots(base).await? {
+                users.push(record.name.to_string());
+            }
+        }
+        users.sort();
+        refuse_used(name.as_str(), "clones", &users)
+    }
+
+    /// The bases of these versions, wherever they are.
+    async fn bases_of(
+        &self,
+        name: &Name,
+        template: &TemplateEntry,
+        numbers: &[u32],
+    ) -> Result<Vec<(Arc<Datastore>, clonegate_core::ids::BaseId)>> {
+        let mut found = Vec::new();
+        for datastore in self.datastores.all() {
+            datastore.check_online()?;
+            datastore.table.refresh().await?;
+            for base in datastore.table.bases() {
+                let of = template.versions.iter().filter(|v| numbers.contains(&v.number));
+                if of.into_iter().any(|version| Self::holds(&base, name, version)) {
+                    found.push((Arc::clone(&datastore), base.record.id));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the bases of versions that are marked as going. Clones that slipped in before the mark stop it.
+    async fn remove_versions(&self, name: &Name, template: &TemplateEntry, numbers: &[u32]) -> Result<()> {
+        let bases = self.bases_of(name, template, numbers).await?;
+        for (datastore, base) in &bases {
+            datastore.table.retire(*base, "its template version is deleted").await?;
+        }
+        let mut users = Vec::new();
+        for (datastore, base) in &bases {
+            users.extend(datastore.table.slots(*base).await?.into_iter().map(|record| record.name.to_string()));
+        }
+        if !users.is_empty() {
+            let unmark = |t: &mut TemplateEntry| {
+                let going = t.versions.iter_mut().filter(|v| numbers.contains(&v.number));
+                going.for_each(|v| v.state = VersionState::Sealed);
+                Ok(())
+            };
+            self.catalog.change(name, unmark).await?;
+            return refuse_used(name.as_str(), "clones", &users);
+        }
+        for (datastore, base) in &bases {
+            self.open.forget_base(*base);
+            datastore.table.remove(*base).await?;
+        }
+        for version in template.versions.iter().filter(|v| numbers.contains(&v.number)) {
+            if let BaseData::Packed { index } = version.data {
+                for datastore in self.datastores.all() {
+                    super::copying::drop_index(&datastore, index).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes `number` the version that new clones get.
+fn publish_version(template: &mut TemplateEntry, number: u32) {
+    if template.published == Some(number) {
+        return;
+    }
+    if let Some(before) = template.published {
+        template.history.retain(|n| *n != before);
+        template.history.push(before);
+    }
+    template.published = Some(number);
+}
+
+/// The refusal to remove what others refer to.
+pub(super) fn refuse_used(object: &str, what: &str, users: &[String]) -> Result<()> {
+    const SHOWN: usize = 8;
+    if users.is_empty() {
+        return Ok(());
+    }
+    let mut list = users.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if users.len() > SHOWN {
+        list.push_str(&format!(" and {} more", users.len() - SHOWN));
+    }
+    Err(Error::conflict("referenced", format!("{} {what} need it: {list}", users.len()))
+        .on(object)
+        .hint("delete or move those first"))
+}
+
+fn unknown_version(template: &Name, number: u32) -> Error {
+    Error::not_found("unknown-version-of-template", format!("there is no version {number} of it"))
+        .on(template.as_str())
+        .hint(format!("`clonegate template show {template}` shows its versions"))
+}
+
+fn check_text(text: Option<&str>) -> Result<()> {
+    match text {
+        Some(text) if text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) => {
+            Err(Error::invalid("bad-text", format!("a text of {} bytes", text.len()))
+                .hint(format!("one line of at most {TEXT_BYTES_MAX} bytes")))
+        }
+        _ => Ok(()),
+    }
+}
+
+type Counts = BTreeMap<(Name, u32), (u32, u32)>;
+
+fn view(template: &Named<TemplateEntry>, counts: &Counts) -> TemplateView {
+    let state = &template.state;
+    let versions = state.versions.iter().map(|version| {
+        let (bases, clones) = counts.get(&(template.name.clone(), version.number)).copied().unwrap_or_default();
+        VersionView {
+            number: version.number,
+            state: match version.state {
+                VersionState::Draft => "draft",
+                VersionState::Deleting => "deleting",
+                VersionState::Sealed if state.published == Some(version.number) => "published",
+                VersionState::Sealed => "sealed",
+            }
+            .to_owned(),
+            size: version.size,
+            kind: kind(&version.data).to_owned(),
+            datastore: version.datastore.to_string(),
+            parent: version.parent,
+            origin: version.origin.clone(),
+            stored_bytes: version.stored_bytes,
+            used_bytes: version.used_bytes,
+            bases,
+            clones,
+            findings: version.findings.clone(),
+            created_ms: version.created_ms,
+        }
+    });
+    TemplateView {
+        name: template.name.to_string(),
+        description: state.description.clone(),
+        published: state.published,
+        versions: versions.collect(),
+        created_ms: state.created_ms,
+    }
+}
+
+/// `packed` or `raw`.
+pub(super) fn kind(data: &BaseData) -> &'static str {
+    match data {
+        BaseData::Packed { .. } => "packed",
+        BaseData::Raw { .. } => "raw",
+    }
+}
+

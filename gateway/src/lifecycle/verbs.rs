@@ -1,0 +1,156 @@
+//! The verbs of the control interface: what REST and tests call.
+
+use std::sync::Arc;
+
+use clonegate_core::Result;
+
+use super::gateway::Gateway;
+use super::views::{
+    AddDatastore, BaseView, CacheView, CloneView, CreateClones, CreatedClones, DatastoreView, ImportTemplate, ListQuery,
+    Page, ReferenceTemplate, TemplateView, Touched,
+};
+use crate::import::{Input, Progress};
+
+macro_rules! verbs {
+    ($($(#[$doc:meta])* $name:ident => $body:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        impl Gateway {$(
+            $(#[$doc])*
+            pub async fn $name(&self, $($arg: impl Into<$type>),*) -> Result<$out> {
+                $(let $arg: $type = $arg.into();)*
+                self.run(move |gateway| gateway.$body($($arg),*)).await
+            }
+        )*}
+    };
+}
+
+verbs! {
+    /// Adds a datastore to the catalog and opens it.
+    ///
+    /// # Errors
+    /// `Exists`; whatever the probe of its store finds.
+    add_datastore => do_add_datastore(request: AddDatastore) -> DatastoreView;
+    /// All datastores, by name.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_datastores => do_list_datastores(query: ListQuery) -> Page<DatastoreView>;
+    /// One datastore.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_datastore => do_show_datastore(name: String) -> DatastoreView;
+    /// Forgets a datastore without bases and clones; its bytes stay.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `referenced`.
+    remove_datastore => do_remove_datastore(name: String, dry_run: bool) -> Touched;
+    /// Proves again that its store may be used.
+    ///
+    /// # Errors
+    /// `NotFound`; what the probe finds.
+    probe_datastore => do_probe_datastore(name: String) -> DatastoreView;
+    /// Lets it take no new clones, or again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    set_maintenance => do_set_maintenance(name: String, on: bool) -> DatastoreView;
+    /// Makes a version of a template of a raw image that lies in a store already.
+    ///
+    /// # Errors
+    /// `Denied` when the configuration does not permit the place; `NotFound`; `Invalid` for what is no raw image.
+    reference_template => do_reference_template(request: ReferenceTemplate) -> TemplateView;
+    /// All templates, by name.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_templates => do_list_templates(query: ListQuery) -> Page<TemplateView>;
+    /// One template.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_template => do_show_template(name: String) -> TemplateView;
+    /// Gives new clones this version, the newest when absent.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `not-sealed`.
+    publish_template => do_publish_template(name: String, version: Option<u32>) -> TemplateView;
+    /// Gives new clones the version that was published before.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `nothing-to-roll-back-to`.
+    rollback_template => do_rollback_template(name: String) -> TemplateView;
+    /// Deletes a template, or one version of it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `referenced`, listing the clones.
+    delete_template => do_delete_template(name: String, version: Option<u32>, dry_run: bool) -> Touched;
+    /// All bases, by id.
+    ///
+    /// # Errors
+    /// Those of the datastores that are online.
+    list_bases => do_list_bases(query: ListQuery) -> Page<BaseView>;
+    /// One base.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_base => do_show_base(id: String) -> BaseView;
+    /// Lets a base take no more clones; it goes at once when it has none.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    retire_base => do_retire_base(id: String, dry_run: bool) -> Touched;
+    /// Makes clones: all of them or none.
+    ///
+    /// # Errors
+    /// `NotFound` for the template; `Exists` with code `name-taken`; `Exhausted` with code `no-place`; `Denied` by policy.
+    create_clones => do_create_clones(request: CreateClones, dry_run: bool) -> CreatedClones;
+    /// All clones, by name.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_clones => do_list_clones(query: ListQuery) -> Page<CloneView>;
+    /// One clone, by name or id.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_clone => do_show_clone(clone: String) -> CloneView;
+    /// Deletes a clone with all that it has written.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is attached or held.
+    delete_clone => do_delete_clone(clone: String, dry_run: bool) -> Touched;
+}
+
+impl Gateway {
+    /// Imports an image as a new version of a template.
+    ///
+    /// # Errors
+    /// `Invalid` for an image that is refused; those of the stores. Nothing is visible then.
+    pub async fn import_template(
+        &self,
+        request: ImportTemplate,
+        input: Input,
+        progress: Arc<dyn Progress>,
+    ) -> Result<TemplateView> {
+        self.run(move |gateway| gateway.do_import_template(request, input, progress)).await
+    }
+
+    /// Counters of the iCache.
+    pub fn cache(&self) -> CacheView {
+        let stats = self.icache.stats();
+        CacheView {
+            capacity: stats.capacity_bytes,
+            used: stats.resident_bytes,
+            lines: stats.entries,
+            hits: stats.hits,
+            misses: stats.misses,
+            joins: stats.joins,
+            store_bytes: stats.store_bytes,
+        }
+    }
+
+    /// Forgets everything cached; costs time only.
+    pub fn drop_cache(&self) {
+        self.icache.clear();
+    }
+}

@@ -1,0 +1,284 @@
+//! Opens the devices behind export names: clones, bases, templates.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use clonegate_core::format::base::BaseRecord;
+use clonegate_core::format::catalog::CloneEntry;
+use clonegate_core::ids::{BaseId, Name};
+use clonegate_core::{Error, Result};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::datastores::Datastore;
+use super::gateway::Gateway;
+use super::open::{Of, Open};
+use super::table::unknown_base;
+use crate::base::{Base, BaseDevice, RawSources};
+use crate::exports::{CloneRef, ExportName};
+use crate::icache::ICache;
+use crate::store::{Store, StoreConfig};
+
+/// The open bases of one datastore; each is opened once and shared by all its clones.
+#[derive(Debug)]
+pub(super) struct Bases {
+    datastore: Arc<Datastore>,
+    sources: Arc<Sources>,
+    icache: Arc<ICache>,
+    handle: Handle,
+    open: Mutex<HashMap<BaseId, Arc<tokio::sync::Mutex<Weak<Base>>>>>,
+}
+
+impl Bases {
+    pub(super) fn new(datastore: Arc<Datastore>, sources: Arc<Sources>, icache: Arc<ICache>, handle: Handle) -> Self {
+        Self { datastore, sources, icache, handle, open: Mutex::default() }
+    }
+
+    /// The base of this id, opened if need be.
+    pub(super) async fn open(&self, id: BaseId) -> Result<Arc<Base>> {
+        let place = Arc::clone(self.open.lock().entry(id).or_default());
+        let mut place = place.lock().await;
+        if let Some(base) = place.upgrade() {
+            return Ok(base);
+        }
+        let record = self.datastore.table.record(id).await?;
+        let base = Base::open(
+            self.datastore.store.clone(),
+            BaseRecord::clone(&record),
+            &*self.sources,
+            Arc::clone(&self.icache),
+            self.handle.clone(),
+        )
+        .await?;
+        *place = Arc::downgrade(&base);
+        Ok(base)
+    }
+}
+
+/// The places that raw images may be referred to in: what the configuration names, and nothing else.
+#[derive(Debug)]
+pub(super) struct Sources {
+    permitted: Vec<StoreConfig>,
+    clock: crate::clock::Clock,
+}
+
+impl Sources {
+    pub(super) fn new(permitted: Vec<StoreConfig>, clock: crate::clock::Clock) -> Self {
+        Self { permitted, clock }
+    }
+}
+
+impl RawSources for Sources {
+    fn open(&self, url: &str) -> Result<Store> {
+        let wanted = url.trim_end_matches('/');
+        // The same place or below it; `s3://a` does not permit `s3://ab`.
+        let within = |permitted: &StoreConfig| {
+            let root = permitted.url.trim_end_matches('/');
+            wanted.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                || (!root.starts_with("file:") && root.starts_with(&format!("{wanted}/")))
+        };
+        let permitted = self.permitted.iter().find(|p| within(p)).ok_or_else(|| {
+            Error::denied("source-not-permitted", "images by reference are not permitted there")
+                .on(url)
+                .hint("name it under `sources` in the configuration, or import the image instead")
+        })?;
+        if wanted.split('/').any(|part| part == "..") {
+            return Err(Error::invalid("bad-store-url", "a source has no `..` in it").on(url));
+        }
+        Store::open(&StoreConfig { url: url.to_owned(), exclusive: false, ..permitted.clone() }, &self.clock)
+    }
+}
+
+impl Gateway {
+    /// The bases of a datastore.
+    pub(super) fn bases_on(&self, datastore: &Arc<Datastore>) -> Arc<Bases> {
+        let mut all = self.bases.lock();
+        let bases = all.entry(datastore.name.clone()).or_insert_with(|| {
+            Arc::new(Bases::new(
+                Arc::clone(datastore),
+                Arc::clone(&self.sources),
+                Arc::clone(&self.icache),
+                self.handle.clone(),
+            ))
+        });
+        Arc::clone(bases)
+    }
+
+    /// The device of an export, opened if need be.
+    pub(super) async fn open_export(self: Arc<Self>, name: ExportName) -> Result<Arc<Open>> {
+        let text = name.to_string();
+        if let Some(open) = self.open.find(&text) {
+            return Ok(open);
+        }
+        match name {
+            ExportName::Clone(clone) => self.open_clone(&text, &clone).await,
+            ExportName::Base(id) => self.open_base(&text, id).await,
+            ExportName::Template(template) => self.open_template(&text, &template).await,
+            ExportName::Identity(_) | ExportName::Snapshot(..) | ExportName::Disk(_) => {
+                Err(Error::not_found("unknown-export", "there is no such export").on(text))
+            }
+        }
+    }
+
+    async fn open_base(&self, text: &str, id: BaseId) -> Result<Arc<Open>> {
+        let _lock = self.open.lock(Of::Base(id)).await;
+        if let Some(open) = self.open.find(text) {
+            return Ok(open);
+        }
+        let (datastore, _) = self.find_base(id).await?;
+        let base = self.bases_on(&datastore).open(id).await?;
+        let open = Open::new(Of::Base(id), Arc::new(BaseDevice::new(base, text)), None);
+        self.open.insert(&[text.to_owned()], &open);
+        Ok(open)
+    }
+
+    /// The published version, by any base of it.
+    async fn open_template(&self, text: &str, template: &Name) -> Result<Arc<Open>> {
+        let version = self.version_for_clones(template, None).await?;
+        let find = || {
+            self.datastores.all().into_iter().filter(|d| d.check_online().is_ok()).find_map(|datastore| {
+                let mut bases = datastore.table.bases().into_iter();
+                let base = bases.find(|base| Self::holds(base, template, &version))?;
+                Some((datastore, base.record.id))
+            })
+        };
+        let found = match find() {
+            Some(found) => found,
+            None => {
+                self.refresh_all().await?;
+                match find() {
+                    Some(found) => found,
+                    None => {
+                        let datastore = self.datastores.get(&version.datastore)?;
+                        let _making = datastore.making.lock().await;
+                        let record = self.make_base(&datastore, template, &version).await?;
+                        (Arc::clone(&datastore), record.id)
+                    }
+                }
+            }
+        };
+        let base = self.bases_on(&found.0).open(found.1).await?;
+        let open = Open::new(Of::Base(found.1), Arc::new(BaseDevice::new(base, text)), None);
+        self.open.insert(&[text.to_owned()], &open);
+        Ok(open)
+    }
+
+    async fn open_clone(self: &Arc<Self>, text: &str, clone: &CloneRef) -> Result<Arc<Open>> {
+        let found = self.find_clone(clone).await?;
+        let entry: CloneEntry = found.state;
+        let id = entry.record.id;
+        let texts = [text.to_owned(), found.name.to_string(), id.to_string()];
+        let _lock = self.open.lock(Of::Clone(id)).await;
+        if let Some(open) = self.open.of(Of::Clone(id)) {
+            self.open.insert(&texts, &open);
+            return Ok(open);
+        }
+        let datastore = self.datastores.get(&entry.datastore)?;
+        datastore.check_online()?;
+        let volume = self.open_volume(&datastore, entry.record).await?;
+        let device: Arc<dyn crate::device::Device> = Arc::clone(&volume) as _;
+        let open = Open::new(Of::Clone(id), device, Some(volume));
+        self.open.insert(&texts, &open);
+        Ok(open)
+    }
+
+    /// The base of this id and its datastore, wherever it is.
+    pub(super) async fn find_base(&self, id: BaseId) -> Result<(Arc<Datastore>, super::table::KnownBase)> {
+        let known = || {
+            self.datastores.all().into_iter().find_map(|d| d.table.base(id).map(|base| (Arc::clone(&d), base)))
+        };
+        if let Some(found) = known() {
+            return Ok(found);
+        }
+        self.refresh_all().await?;
+        known().ok_or_else(|| unknown_base(id))
+    }
+
+    /// Looks at all datastores again.
+    pub(super) async fn refresh_all(&self) -> Result<()> {
+        for datastore in self.datastores.all() {
+            if datastore.check_online().is_ok() {
+                datastore.table.refresh().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How volumes are kept.
+#[derive(Debug, Clone)]
+pub struct VolumeSettings {
+    /// Directory of the journal.
+    pub journal: std::path::PathBuf,
+}
+
+pub(super) use stand_in::Volume;
+
+impl Gateway {
+    async fn open_volume(
+        &self,
+        datastore: &Arc<Datastore>,
+        record: clonegate_core::format::clone::CloneRecord,
+    ) -> Result<Arc<Volume>> {
+        let base = record.base.ok_or_else(|| Error::unsupported("not-in-this-version", "volumes without a base"))?;
+        let base = self.bases_on(datastore).open(base).await?;
+        Ok(Arc::new(Volume(BaseDevice::new(base, record.name.as_str()))))
+    }
+}
+
+/// Until volumes are there: a clone that reads as its base.
+mod stand_in {
+    use bytes::Bytes;
+    use clonegate_core::Result;
+    use clonegate_core::units::ByteRange;
+    use futures::future::BoxFuture;
+
+    use crate::base::BaseDevice;
+    use crate::device::{Device, DeviceInfo, Extent, Segments, Version, WriteOptions};
+
+    #[derive(Debug)]
+    pub(in crate::lifecycle) struct Volume(pub(super) BaseDevice);
+
+    pub(in crate::lifecycle) struct Status {
+        pub(in crate::lifecycle) delta_bytes: u64,
+    }
+
+    impl Volume {
+        pub(in crate::lifecycle) fn status(&self) -> Status {
+            Status { delta_bytes: 0 }
+        }
+        pub(in crate::lifecycle) async fn close(&self) -> Result<()> {
+            self.0.flush().await
+        }
+    }
+
+    impl Device for Volume {
+        fn info(&self) -> &DeviceInfo {
+            self.0.info()
+        }
+        fn version(&self) -> (Version, u64) {
+            self.0.version()
+        }
+        fn try_read(&self, range: ByteRange) -> Option<Segments> {
+            self.0.try_read(range)
+        }
+        fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Segments>> {
+            self.0.read(range)
+        }
+        fn write(&self, offset: u64, data: Bytes, options: WriteOptions) -> BoxFuture<'_, Result<()>> {
+            self.0.write(offset, data, options)
+        }
+        fn write_zeroes(&self, range: ByteRange, discard: bool, fua: bool) -> BoxFuture<'_, Result<()>> {
+            self.0.write_zeroes(range, discard, fua)
+        }
+        fn flush(&self) -> BoxFuture<'_, Result<()>> {
+            self.0.flush()
+        }
+        fn extents(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Extent>>> {
+            self.0.extents(range)
+        }
+        fn prefetch(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
+            self.0.prefetch(range)
+        }
+    }
+}
