@@ -28,7 +28,6 @@ pub(super) struct Client {
 pub(super) enum Body {
     None,
     Json(serde_json::Value),
-    #[expect(dead_code, reason = "import uses it")]
     Stream(reqwest::Body),
 }
 
@@ -127,7 +126,6 @@ impl Client {
         self.call(reqwest::Method::POST, path, query, Body::Json(body)).await
     }
 
-    #[expect(dead_code, reason = "import uses it")]
     pub(super) async fn upload<T: DeserializeOwned>(
         &self,
         path: &str,

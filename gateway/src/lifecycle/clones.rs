@@ -14,9 +14,7 @@ use clonegate_core::{Error, ErrorKind, Result};
 use super::gateway::Gateway;
 use super::names;
 use super::placement::{Claimed, Order};
-use super::views::{
-    CloneView, CreateClones, CreatedClones, ListQuery, Page, Touched, from_labels, page, to_labels,
-};
+use super::views::{CloneView, CreateClones, CreatedClones, ListQuery, Page, Touched, from_labels, page, to_labels};
 use crate::catalog::{Named, unknown};
 use crate::exports::CloneRef;
 
@@ -25,7 +23,11 @@ const EXPECTED_DELTA: u64 = 5 << 30;
 
 impl Gateway {
     /// Makes clones: all of them, or none.
-    pub(super) async fn do_create_clones(self: Arc<Self>, request: CreateClones, dry_run: bool) -> Result<CreatedClones> {
+    pub(super) async fn do_create_clones(
+        self: Arc<Self>,
+        request: CreateClones,
+        dry_run: bool,
+    ) -> Result<CreatedClones> {
         let names = names::expand(&request.name, request.count, request.first)?;
         let template = Name::new(request.template.as_str())?;
         let version = self.version_for_clones(&template, request.version).await?;

@@ -10,6 +10,7 @@ mod names;
 mod open;
 mod placement;
 mod removal;
+mod reset;
 mod stores;
 mod table;
 mod templates;

@@ -19,9 +19,9 @@ pub(super) fn expand(text: &str, count: Option<u32>, first: Option<u32>) -> Resu
             .hint(format!("one request makes 1 to {CREATE_COUNT_MAX} clones")));
     }
     let first = first.unwrap_or(1);
-    let last = first
-        .checked_add(count - 1)
-        .ok_or_else(|| Error::invalid("bad-count", format!("{count} numbers from {first} pass the end of all numbers")))?;
+    let last = first.checked_add(count - 1).ok_or_else(|| {
+        Error::invalid("bad-count", format!("{count} numbers from {first} pass the end of all numbers"))
+    })?;
     let pattern = Pattern::parse(text, last)?;
     (first..=last).map(|number| Name::new(pattern.name(number))).collect()
 }

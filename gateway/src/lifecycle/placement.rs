@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use clonegate_core::advice::{
-    self, Base, BaseState, Candidate, Health, Inventory, Label, Lifetime, PlacementRequest, PlacementVerdict, Rejection,
-    RolloverRequest, RolloverTrigger, RolloverVerdict, Target, check,
+    self, Base, BaseState, Candidate, Health, Inventory, Label, Lifetime, PlacementRequest, PlacementVerdict,
+    Rejection, RolloverRequest, RolloverTrigger, RolloverVerdict, Target, check,
 };
 use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion};
 use clonegate_core::format::clone::CloneRecord;
@@ -331,9 +331,15 @@ impl Gateway {
     }
 
     /// Asks whether bases that took clones need successors, and does what is permitted. Failures are logged: the clones are made.
-    pub(super) async fn roll_over(&self, template: &Name, version: &TemplateVersion, trigger: RolloverTrigger, bases: &[BaseId]) {
+    pub(super) async fn roll_over(
+        &self,
+        template: &Name,
+        version: &TemplateVersion,
+        trigger: RolloverTrigger,
+        bases: &[BaseId],
+    ) {
         for id in bases {
-            if let Err(error) = self.roll_over_one(template, version, trigger, *id).await {
+            if let Err(error) = self.roll_over_one(template, version, trigger.clone(), *id).await {
                 tracing::warn!(base = %id, %error, "rollover failed; it is tried again with the next clone");
             }
         }
@@ -362,7 +368,8 @@ impl Gateway {
             RolloverVerdict::RollOver(successor) => (Some(successor.reason.clone()), Some(successor)),
         };
         if let Some(successor) = successor {
-            let mut wanted: Vec<Name> = successor.datastores.iter().filter_map(|d| Name::new(d.as_str()).ok()).collect();
+            let mut wanted: Vec<Name> =
+                successor.datastores.iter().filter_map(|d| Name::new(d.as_str()).ok()).collect();
             if wanted.is_empty() {
                 wanted.push(here.clone());
             }
@@ -385,9 +392,11 @@ impl Gateway {
                 continue;
             }
             let _making = datastore.making.lock().await;
-            let there = datastore.table.bases().into_iter().any(|base| {
-                base.record.id != old && Self::holds(&base, template, version) && base.room() > 0
-            });
+            let there = datastore
+                .table
+                .bases()
+                .into_iter()
+                .any(|base| base.record.id != old && Self::holds(&base, template, version) && base.room() > 0);
             if !there {
                 self.make_base(&datastore, template, version).await?;
             }

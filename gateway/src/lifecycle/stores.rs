@@ -127,9 +127,10 @@ impl Gateway {
     pub(super) async fn do_show_base(self: Arc<Self>, id: String) -> Result<BaseView> {
         let (datastore, _) = self.find_base(id.parse()?).await?;
         look(&datastore).await;
-        let base = datastore.table.base(id.parse()?).ok_or_else(|| {
-            Error::not_found("unknown-base", "there is no such base any more").on(id)
-        })?;
+        let base = datastore
+            .table
+            .base(id.parse()?)
+            .ok_or_else(|| Error::not_found("unknown-base", "there is no such base any more").on(id))?;
         Ok(base_view(&datastore, &base, &self.catalog.list::<TemplateEntry>().await?))
     }
 
@@ -187,15 +188,11 @@ fn view(datastore: &Datastore) -> DatastoreView {
     }
 }
 
-fn base_view(
-    datastore: &Datastore,
-    base: &KnownBase,
-    templates: &[crate::catalog::Named<TemplateEntry>],
-) -> BaseView {
+fn base_view(datastore: &Datastore, base: &KnownBase, templates: &[crate::catalog::Named<TemplateEntry>]) -> BaseView {
     let record = &base.record;
-    let owned = templates.iter().any(|t| {
-        t.name == record.template && t.state.versions.iter().any(|v| Gateway::holds(base, &t.name, v))
-    });
+    let owned = templates
+        .iter()
+        .any(|t| t.name == record.template && t.state.versions.iter().any(|v| Gateway::holds(base, &t.name, v)));
     let state = match (owned, base.retired, base.room()) {
         (false, ..) => "orphan",
         (_, true, _) => "retired",

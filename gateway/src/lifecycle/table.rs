@@ -159,7 +159,9 @@ impl Table {
         match self.store.put_new(&key, envelope::encode(&record)?).await? {
             PutNew::Created => {}
             PutNew::Exists(_) => {
-                return Err(Error::internal("id-taken", "a base with this random id is there already").on(key.to_string()));
+                return Err(
+                    Error::internal("id-taken", "a base with this random id is there already").on(key.to_string())
+                );
             }
         }
         self.state.lock().bases.insert(record.id, KnownBase::new(record));
@@ -190,7 +192,7 @@ impl Table {
     /// The slots of a base that are taken now, as the store says, with the records of those who took them.
     pub(super) async fn slots(&self, id: BaseId) -> Result<Vec<CloneRecord>> {
         let listed = self.store.list(&keys::slots(id)).await?;
-        let taken = listed.iter().filter_map(|slot| slot.key.parse::<u32>().ok());
+        let taken: Vec<u32> = listed.iter().filter_map(|slot| slot.key.parse().ok()).collect();
         let records = futures::stream::iter(taken)
             .map(|slot| async move {
                 let key = keys::slot(id, slot);
@@ -276,10 +278,11 @@ impl Table {
 
     /// Frees slots. One that cannot be freed now is found by `fsck`, for its name does not point back.
     pub(super) async fn give_back(&self, records: &[CloneRecord], id: BaseId) {
-        let freed = futures::stream::iter(records)
-            .map(|record| async move { (record.slot, self.store.delete(&keys::slot(id, record.slot)).await) })
+        let slots: Vec<u32> = records.iter().map(|record| record.slot).collect();
+        let freed: Vec<(u32, Result<()>)> = futures::stream::iter(slots)
+            .map(|slot| async move { (slot, self.store.delete(&keys::slot(id, slot)).await) })
             .buffer_unordered(FETCHES_AT_ONCE)
-            .collect::<Vec<_>>()
+            .collect()
             .await;
         for (slot, freed) in freed {
             match freed {
@@ -319,5 +322,7 @@ struct Seen {
 
 /// The error for a base that there is not.
 pub(super) fn unknown_base(id: BaseId) -> Error {
-    Error::not_found("unknown-base", "there is no such base").on(id.to_string()).hint("`clonegate base list` shows those that there are")
+    Error::not_found("unknown-base", "there is no such base")
+        .on(id.to_string())
+        .hint("`clonegate base list` shows those that there are")
 }

@@ -15,7 +15,7 @@ use clonegate_core::{Error, ErrorKind, Result};
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use super::views::{ImportTemplate, ListQuery, Page, ReferenceTemplate, TemplateView, Touched, VersionView, page};
-use crate::base;
+use crate::base::{self, RawSources};
 use crate::catalog::Named;
 use crate::import::{self, ImportOptions, Input, Progress};
 use crate::store::split_object_url;
@@ -50,8 +50,7 @@ impl Gateway {
         check_text(request.description.as_deref())?;
         check_text(request.origin.as_deref())?;
         let datastore = self.datastore_for_import(request.datastore.as_deref())?;
-        let imported =
-            import::run(&datastore.store, input, ImportOptions::default(), &*progress, &self.clock).await?;
+        let imported = import::run(&datastore.store, input, ImportOptions::default(), &*progress, &self.clock).await?;
         let stats = imported.stats;
         let version = NewVersion {
             size: imported.size,
@@ -74,7 +73,9 @@ impl Gateway {
         let datastore = self.datastore_for_import(request.datastore.as_deref())?;
         let (store_url, key) = split_object_url(&request.url)?;
         let source = self.sources.open(&store_url)?;
-        let image = base::inspect(&source, &key).await.map_err(|e| if e.object().is_some() { e } else { e.on(request.url.clone()) })?;
+        let image = base::inspect(&source, &key)
+            .await
+            .map_err(|e| if e.object().is_some() { e } else { e.on(request.url.clone()) })?;
         let version = NewVersion {
             size: image.size,
             data: BaseData::Raw { store: store_url, key: key.to_string(), etag: image.etag },
@@ -271,7 +272,11 @@ impl Gateway {
         counts
     }
 
-    pub(super) async fn do_publish_template(self: Arc<Self>, name: String, version: Option<u32>) -> Result<TemplateView> {
+    pub(super) async fn do_publish_template(
+        self: Arc<Self>,
+        name: String,
+        version: Option<u32>,
+    ) -> Result<TemplateView> {
         let name = Name::new(name)?;
         let (changed, _) = self
             .catalog
@@ -518,4 +523,3 @@ pub(super) fn kind(data: &BaseData) -> &'static str {
         BaseData::Raw { .. } => "raw",
     }
 }
-

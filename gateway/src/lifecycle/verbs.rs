@@ -6,8 +6,8 @@ use clonegate_core::Result;
 
 use super::gateway::Gateway;
 use super::views::{
-    AddDatastore, BaseView, CacheView, CloneView, CreateClones, CreatedClones, DatastoreView, ImportTemplate, ListQuery,
-    Page, ReferenceTemplate, TemplateView, Touched,
+    AddDatastore, BaseView, CacheView, CloneView, CreateClones, CreatedClones, DatastoreView, ImportTemplate,
+    ListQuery, Page, ReferenceTemplate, SnapshotView, TemplateView, Touched,
 };
 use crate::import::{Input, Progress};
 
@@ -119,6 +119,21 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` when it is attached or held.
     delete_clone => do_delete_clone(clone: String, dry_run: bool) -> Touched;
+    /// Drops what a clone has written: it is its base again. One commit, whatever the size.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is attached or held.
+    reset_clone => do_reset_clone(clone: String, dry_run: bool) -> Touched;
+    /// Keeps the present state of a clone under a name.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists`.
+    snapshot_clone => do_snapshot_clone(clone: String, snapshot: String) -> SnapshotView;
+    /// Brings a clone back to a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is attached or held.
+    restore_clone => do_restore_clone(clone: String, snapshot: String, dry_run: bool) -> Touched;
 }
 
 impl Gateway {

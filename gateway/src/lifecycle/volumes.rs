@@ -184,9 +184,8 @@ impl Gateway {
 
     /// The base of this id and its datastore, wherever it is.
     pub(super) async fn find_base(&self, id: BaseId) -> Result<(Arc<Datastore>, super::table::KnownBase)> {
-        let known = || {
-            self.datastores.all().into_iter().find_map(|d| d.table.base(id).map(|base| (Arc::clone(&d), base)))
-        };
+        let known =
+            || self.datastores.all().into_iter().find_map(|d| d.table.base(id).map(|base| (Arc::clone(&d), base)));
         if let Some(found) = known() {
             return Ok(found);
         }
