@@ -105,7 +105,8 @@ async fn an_image_that_a_machine_wrote_to_comes_out_byte_by_byte() {
     let path = images.convert(&["-c"]);
     let image = path.display().to_string();
     run("qemu-img", &["snapshot", "-c", "before", &image]);
-    let commands = ["write -P 7 100k 5k", "write -P 9 23M 512", "write -z 1M 300k", "discard 3M 1M", "write -P 3 4093k 9k"];
+    let commands =
+        ["write -P 7 100k 5k", "write -P 9 23M 512", "write -z 1M 300k", "discard 3M 1M", "write -P 3 4093k 9k"];
     let commands: Vec<&str> = commands.iter().flat_map(|command| ["-c", *command]).collect();
     run("qemu-io", &[&["-f", "qcow2"], &commands[..], &[&image]].concat());
     let flat = images.text("flat.raw");
