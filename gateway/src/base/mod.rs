@@ -133,9 +133,11 @@ impl Base {
     /// As [`Base::read`].
     pub async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         range.check_within(self.record.size).map_err(|e| self.on(e))?;
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
         match &self.data {
             Data::Packed(packed) => packed.extents(range).await,
-            Data::Raw(_) if range.is_empty() => Ok(Vec::new()),
             Data::Raw(_) => Ok(vec![Extent { range, source: Source::Base }]),
         }
     }

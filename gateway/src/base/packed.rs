@@ -70,7 +70,8 @@ impl Packed {
     fn parts(&self, range: ByteRange) -> impl Iterator<Item = Part> + use<> {
         let bytes = self.chunk_bytes();
         let offset_in = move |chunk: u64, at: u64| usize::try_from((at - chunk * bytes).min(bytes)).unwrap_or(0);
-        (range.start() / bytes..range.end().div_ceil(bytes)).map(move |chunk| Part {
+        let end = if range.is_empty() { 0 } else { range.end().div_ceil(bytes) };
+        (range.start() / bytes..end).map(move |chunk| Part {
             chunk,
             from: offset_in(chunk, range.start().max(chunk * bytes)),
             to: offset_in(chunk, range.end()),

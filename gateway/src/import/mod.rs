@@ -11,6 +11,15 @@
 //!
 //! The format of an image is stated by the caller and never guessed, and nothing that an image names is ever opened.
 
+mod chunks;
+mod dedup;
+mod packs;
+mod pages;
+mod qcow2;
+mod run;
+mod source;
+mod upload;
+
 use std::fmt;
 use std::path::PathBuf;
 
@@ -24,6 +33,8 @@ use tokio::io::AsyncRead;
 
 use crate::clock::Clock;
 use crate::store::Store;
+
+pub use upload::upload;
 
 /// An image to import.
 pub enum Input {
@@ -134,13 +145,13 @@ impl Progress for NoProgress {
 /// # Cancel safety
 /// May be dropped: packs without an index are left, which `fsck --repair` removes.
 pub async fn run(
-    _store: &Store,
-    _input: Input,
-    _options: ImportOptions,
-    _progress: &dyn Progress,
-    _clock: &Clock,
+    store: &Store,
+    input: Input,
+    options: ImportOptions,
+    progress: &dyn Progress,
+    clock: &Clock,
 ) -> Result<Imported> {
-    Err(Error::unsupported("not-yet", "import is not there yet"))
+    run::run(store, input, options, progress, clock).await
 }
 
 /// The size of a disk image must be a positive multiple of a sector and no larger than a volume may be.
@@ -183,3 +194,6 @@ pub(crate) fn check_is_raw(head: &[u8]) -> Result<()> {
     };
     Err(Error::invalid("wrong-format", format!("it was said to be raw, and begins as a {name} image does")).hint(mend))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
