@@ -1,6 +1,8 @@
 //! Shared by the tests that cross crates: external programs, the running gateway, machines, the source tree.
 
+pub mod ceph;
 pub mod curl;
+pub mod faults;
 pub mod gateway;
 pub mod harness;
 pub mod images;

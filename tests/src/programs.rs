@@ -16,6 +16,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("apt-get", "apt"),
     ("bash", "bash"),
     ("busybox", "busybox-static"),
+    ("ceph", "ceph-common"),
+    ("ceph-mon", "ceph-mon"),
     ("ceph-osd", "ceph-osd"),
     ("cpio", "cpio"),
     ("curl", "curl"),

@@ -53,8 +53,8 @@ impl Store {
         };
         inner
             .patience
-            .persist(&inner.clock, &name, body.len() as u64, || async {
-                match inner.try_create(key, &body).await {
+            .persist(&inner.clock, &name, || async {
+                match inner.patience.within(&name, body.len() as u64, inner.try_create(key, &body)).await? {
                     Ok(()) => Ok(PutNew::Created),
                     Err(object_store::Error::AlreadyExists { .. }) => inner.whose(key, &body, &name).await,
                     Err(cause) => Err(errors::map(cause, &name)),
@@ -82,7 +82,7 @@ impl Store {
             Some(exclusive) => exclusive.turn(key).await,
             None => None,
         };
-        match inner.patience.once(&name, body.len() as u64, inner.try_create(key, &body)).await {
+        match inner.patience.within(&name, body.len() as u64, inner.try_create(key, &body)).await {
             Ok(Ok(())) => Ok(Once::Created),
             Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Once::Taken),
             Ok(Err(cause)) => {

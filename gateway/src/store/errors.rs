@@ -33,7 +33,7 @@ pub(super) fn map(cause: StoreError, object: &str) -> Failure {
     let error = if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Exists) {
         error
     } else {
-        error.because(Transcript::of(&cause))
+        error.because(Transcript::of(&cause, &facts))
     };
     Failure { error, ..failure }
 }
@@ -46,9 +46,18 @@ struct Facts {
     service_code: Option<String>,
     region: Option<String>,
     http: Option<HttpErrorKind>,
+    tls: Option<Tls>,
     io: Option<io::ErrorKind>,
     raw_os: Option<i32>,
+    /// Text of the deepest cause.
     text: String,
+}
+
+/// How TLS failed.
+#[derive(Debug, Clone, Copy)]
+enum Tls {
+    Untrusted,
+    Failed,
 }
 
 const NON_SUCCESS: &str = "Server returned non-2xx status code: ";
@@ -71,6 +80,10 @@ impl Facts {
                 facts.raw_os = facts.raw_os.or_else(|| io.raw_os_error());
             }
             facts.text = error.to_string();
+            if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+                let untrusted = matches!(tls, rustls::Error::InvalidCertificate(_));
+                facts.tls = Some(if untrusted { Tls::Untrusted } else { Tls::Failed });
+            }
             if let Some(rest) = facts.text.strip_prefix(NON_SUCCESS) {
                 facts.status = rest.get(..3).and_then(|digits| digits.parse().ok());
                 facts.service_code = between(rest, "<Code>", "</Code>");
@@ -78,7 +91,7 @@ impl Facts {
             } else if facts.text.starts_with("Received redirect without LOCATION") {
                 facts.status = Some(301);
             }
-            next = error.source();
+            next = cause_of(error);
         }
         facts
     }
@@ -156,12 +169,20 @@ impl Facts {
     }
 
     fn by_transport(&self, kind: HttpErrorKind) -> Failure {
-        let text = self.text.to_ascii_lowercase();
-        if text.contains("certificate") || text.contains("unknownissuer") || text.contains("tls") {
-            return Failure::lasting(
-                Error::unavailable("tls-untrusted", "the certificate of the store is not trusted")
-                    .hint("name the PEM file of its certificate authority as ca_file of this store"),
-            );
+        match self.tls {
+            Some(Tls::Untrusted) => {
+                return Failure::lasting(
+                    Error::unavailable("tls-untrusted", "the certificate of the store is not trusted")
+                        .hint("name the PEM file of its certificate authority as ca_file of this store"),
+                );
+            }
+            Some(Tls::Failed) => {
+                return Failure::lasting(
+                    Error::unavailable("tls-failed", "no TLS connection to the store")
+                        .hint("if it serves plain HTTP, its endpoint begins with http://"),
+                );
+            }
+            None => {}
         }
         match kind {
             HttpErrorKind::Connect => Failure::passing(
@@ -187,6 +208,14 @@ fn by_status(status: u16) -> Failure {
         507 => Failure::lasting(Error::exhausted("store-full", "the store has no room").hint("make room in the store")),
         500..=599 => Failure::passing(Error::unavailable("store-failed", format!("the store failed ({status})"))),
         _ => Failure::lasting(Error::unavailable("store-refused", format!("the store refused the request ({status})"))),
+    }
+}
+
+/// The next deeper cause. An [`io::Error`] does not name what it wraps as its source, but that one's source.
+fn cause_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
     }
 }
 
@@ -282,10 +311,19 @@ fn between(text: &str, open: &str, close: &str) -> Option<String> {
 struct Transcript(String);
 
 impl Transcript {
-    fn of(cause: &StoreError) -> Self {
+    fn of(cause: &StoreError, facts: &Facts) -> Self {
         const CHARS_MAX: usize = 400;
         let text = cause.to_string();
-        let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let (Some(code), Some((request, _))) = (between(&text, "<Code>", "</Code>"), text.split_once(NON_SUCCESS)) {
+            let status = text[request.len() + NON_SUCCESS.len()..].split(':').next().unwrap_or_default();
+            let request = request.rsplit(": ").next().unwrap_or_default().trim_end_matches(" - ");
+            let message = between(&text, "<Message>", "</Message>").unwrap_or_default();
+            return Self(format!("{request}: {status}: {code} {message}").trim_end().chars().take(CHARS_MAX).collect());
+        }
+        let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if !line.contains(&facts.text) {
+            line = format!("{line}: {}", facts.text);
+        }
         if line.chars().count() <= CHARS_MAX {
             return Self(line);
         }
@@ -342,6 +380,17 @@ mod tests {
         let io = io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
         let failure = map(StoreError::Generic { store: "LocalFileSystem", source: Box::new(io) }, "file:///d/x");
         assert_eq!((failure.error.kind(), failure.error.code()), (ErrorKind::Exhausted, "disk-full"));
+    }
+
+    #[test]
+    fn a_document_is_told_in_one_line() {
+        let body = "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code><Message>no</Message><RequestId>tx1";
+        let cause = StoreError::Generic {
+            store: "S3",
+            source: format!("Error performing PUT http://h/b/k in 1ms - {NON_SUCCESS}403 Forbidden: {body}").into(),
+        };
+        let text = map(cause, "s3://b/k").error.to_string();
+        assert!(text.contains("Error performing PUT http://h/b/k in 1ms: 403 Forbidden: AccessDenied no"), "{text}");
     }
 
     #[test]

@@ -155,10 +155,10 @@ async fn put(store: &Store, body: Bytes) -> Result<()> {
     let mode = Mutex::new(PutMode::Create);
     inner
         .patience
-        .persist(&inner.clock, &name, 0, || async {
+        .persist(&inner.clock, &name, || async {
             let options = PutOptions { mode: mode.lock().clone(), ..PutOptions::default() };
-            let put = inner.objects.put_opts(key.path(), PutPayload::from_bytes(body.clone()), options).await;
-            match put.map_err(|e| errors::map(e, &name)) {
+            let put = inner.objects.put_opts(key.path(), PutPayload::from_bytes(body.clone()), options);
+            match inner.patience.within(&name, 0, put).await?.map_err(|e| errors::map(e, &name)) {
                 Ok(_) => Ok(()),
                 Err(failure) if failure.error.kind() == ErrorKind::Exists => Ok(()),
                 Err(failure) => {

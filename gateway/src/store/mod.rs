@@ -86,8 +86,14 @@ impl Store {
 
     /// A store over any object store, called `label` in messages; for tests and rehearsals that put faults in its way.
     pub fn new(objects: Arc<dyn ObjectStore>, label: &str, clock: &Clock) -> Self {
-        let opened = open::Opened { objects, label: label.to_owned(), directory: None };
-        Self::assemble(opened, &StoreConfig::default(), clock)
+        Self::over(objects, &StoreConfig::new(label), clock)
+    }
+
+    /// A store over any object store, called `config.url` in messages, with the deadlines and the exclusiveness of
+    /// `config`; the settings for reaching it do not matter.
+    pub fn over(objects: Arc<dyn ObjectStore>, config: &StoreConfig, clock: &Clock) -> Self {
+        let opened = open::Opened { objects, label: config.url.clone(), directory: None };
+        Self::assemble(opened, config, clock)
     }
 
     fn assemble(opened: open::Opened, config: &StoreConfig, clock: &Clock) -> Self {
@@ -130,12 +136,6 @@ impl Store {
         format!("{}/{key}", self.0.label)
     }
 
-    /// A store over any object store that is marked exclusive, as [`Store::new`].
-    pub fn new_exclusive(objects: Arc<dyn ObjectStore>, label: &str, clock: &Clock) -> Self {
-        let opened = open::Opened { objects, label: label.to_owned(), directory: None };
-        Self::assemble(opened, &StoreConfig { exclusive: true, ..StoreConfig::default() }, clock)
-    }
-
     /// Removes an object. That it is not there is success.
     ///
     /// On a directory the removal is not synced: after a crash of the host the object may be there again.
@@ -150,8 +150,9 @@ impl Store {
         }
         let done = inner
             .patience
-            .persist(&inner.clock, &name, 0, || async {
-                inner.objects.delete(key.path()).await.map_err(|e| errors::map(e, &name))
+            .persist(&inner.clock, &name, || async {
+                let deleted = inner.patience.within(&name, 0, inner.objects.delete(key.path())).await?;
+                deleted.map_err(|e| errors::map(e, &name))
             })
             .await;
         match done {

@@ -18,8 +18,8 @@ use super::{Inner, Store};
 /// Names that one list gives at most; a store with more below one prefix is not ours.
 const LISTED_MAX: usize = 2_000_000;
 
-/// The size that the deadline of reading a whole object, whose size is not known before, allows for.
-const WHOLE_ALLOWANCE_BYTES: u64 = 64 << 20;
+/// What a listing of directories, whose pages come as one answer, may take beyond a request, in the measure of bodies.
+const LIST_ALLOWANCE_BYTES: u64 = 60 << 20;
 
 /// Facts of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Store {
     pub async fn get(&self, key: &Key) -> Result<Bytes> {
         let name = self.name(key.as_str());
         let inner = &self.0;
-        inner.patience.persist(&inner.clock, &name, WHOLE_ALLOWANCE_BYTES, || inner.get_once(key, &name)).await
+        inner.patience.persist(&inner.clock, &name, || inner.get_once(key, &name)).await
     }
 
     /// Reads a whole object, or nothing when it is not there.
@@ -87,10 +87,10 @@ impl Store {
         let inner = &self.0;
         inner
             .patience
-            .persist(&inner.clock, &name, range.len(), || async {
+            .persist(&inner.clock, &name, || async {
                 let got = match etag {
                     Some(etag) => inner.get_pinned(key, range, etag, &name).await?,
-                    None => inner.get_part(key, range, None).await.map_err(|e| part_failure(e, &name))?,
+                    None => inner.get_part(key, range, None, &name).await?.map_err(|e| part_failure(e, &name))?,
                 };
                 if got.range != range.as_range() {
                     if got.meta.size < range.end() {
@@ -99,7 +99,7 @@ impl Store {
                     let message = "the store answers a ranged read with another range";
                     return Err(Failure::lasting(Error::unsupported("store-ignores-range", message).on(&name)));
                 }
-                body(got, &name).await
+                inner.body(got, &name).await
             })
             .await
     }
@@ -111,7 +111,7 @@ impl Store {
     pub async fn head(&self, key: &Key) -> Result<Meta> {
         let name = self.name(key.as_str());
         let inner = &self.0;
-        inner.patience.persist(&inner.clock, &name, 0, || inner.head_once(key, &name)).await
+        inner.patience.persist(&inner.clock, &name, || inner.head_once(key, &name)).await
     }
 
     /// The objects below a prefix, at any depth, in no promised order.
@@ -122,14 +122,14 @@ impl Store {
         let name = self.name(prefix.as_str());
         let inner = &self.0;
         let path = (!prefix.as_str().is_empty()).then_some(prefix.path());
-        // A page has a thousand names; this allows a second for each thousand beyond the first pages.
-        let allowance = 60 * 1024 * 1024;
         inner
             .patience
-            .persist(&inner.clock, &name, allowance, || async {
+            .persist(&inner.clock, &name, || async {
                 let mut listed = Vec::new();
                 let mut stream = inner.objects.list(path);
-                while let Some(meta) = stream.try_next().await.map_err(|e| errors::map(e, &name))? {
+                loop {
+                    let next = inner.patience.within(&name, 0, stream.try_next()).await?;
+                    let Some(meta) = next.map_err(|e| errors::map(e, &name))? else { break };
                     let relative = relative(prefix.as_str(), meta.location.as_ref());
                     listed.push(Listed { key: relative.to_owned(), size: meta.size });
                     if listed.len() > LISTED_MAX {
@@ -152,8 +152,11 @@ impl Store {
         let path = (!prefix.as_str().is_empty()).then_some(prefix.path());
         inner
             .patience
-            .persist(&inner.clock, &name, 60 * 1024 * 1024, || async {
-                let result = inner.objects.list_with_delimiter(path).await.map_err(|e| errors::map(e, &name))?;
+            .persist(&inner.clock, &name, || async {
+                let listing = inner.objects.list_with_delimiter(path);
+                // All pages come as one answer; each may take as long as a request.
+                let result = inner.patience.within(&name, LIST_ALLOWANCE_BYTES, listing).await?;
+                let result = result.map_err(|e| errors::map(e, &name))?;
                 let last = |path: &object_store::path::Path| path.filename().map(str::to_owned);
                 Ok(result.common_prefixes.iter().filter_map(last).collect())
             })
@@ -163,7 +166,7 @@ impl Store {
 
 impl Inner {
     pub(super) async fn get_once(&self, key: &Key, name: &str) -> Result<Bytes, Failure> {
-        let got = self.objects.get_opts(key.path(), GetOptions::default()).await;
+        let got = self.patience.within(name, 0, self.objects.get_opts(key.path(), GetOptions::default())).await?;
         let got = got.map_err(|e| errors::map(e, name))?;
         if got.meta.size > OBJECT_BYTES_MAX {
             let message = format!("{} bytes; at most {OBJECT_BYTES_MAX} are read at once", got.meta.size);
@@ -172,22 +175,34 @@ impl Inner {
         if got.range != (0..got.meta.size) {
             return Err(short(name, got.range.end.saturating_sub(got.range.start), got.meta.size));
         }
-        body(got, name).await
+        self.body(got, name).await
     }
 
     pub(super) async fn head_once(&self, key: &Key, name: &str) -> Result<Meta, Failure> {
         let options = GetOptions { head: true, ..GetOptions::default() };
-        let got = self.objects.get_opts(key.path(), options).await;
+        let got = self.patience.within(name, 0, self.objects.get_opts(key.path(), options)).await?;
         got.map(|got| Meta::of(got.meta)).map_err(|e| errors::map(e, name))
     }
 
-    async fn get_part(&self, key: &Key, range: ByteRange, etag: Option<&str>) -> object_store::Result<GetResult> {
+    async fn get_part(
+        &self,
+        key: &Key,
+        range: ByteRange,
+        etag: Option<&str>,
+        name: &str,
+    ) -> Result<object_store::Result<GetResult>, Failure> {
         let options = GetOptions {
             range: Some(GetRange::Bounded(range.as_range())),
             if_match: etag.map(str::to_owned),
             ..GetOptions::default()
         };
-        self.objects.get_opts(key.path(), options).await
+        self.patience.within(name, 0, self.objects.get_opts(key.path(), options)).await
+    }
+
+    /// The body, of exactly the length that was promised, and not slower than a body may be.
+    async fn body(&self, got: GetResult, name: &str) -> Result<Bytes, Failure> {
+        let promised = got.range.end.saturating_sub(got.range.start);
+        self.patience.within(name, promised, body(got, name)).await?
     }
 
     /// Some services (Ceph RGW) match `If-Match` only against the ETag without its quotes. That is found out at the first
@@ -196,13 +211,13 @@ impl Inner {
     async fn get_pinned(&self, key: &Key, range: ByteRange, etag: &str, name: &str) -> Result<GetResult, Failure> {
         let bare = etag.trim_matches('"');
         let sent = if self.bare_etags.load(Relaxed) { bare } else { etag };
-        let got = match self.get_part(key, range, Some(sent)).await {
+        let got = match self.get_part(key, range, Some(sent), name).await? {
             Err(object_store::Error::Precondition { .. }) if sent != bare => {
                 let now = self.head_once(key, name).await?;
                 if !now.etag.is_some_and(|now| same_etag(&now, etag)) {
                     return Err(Failure::lasting(errors::source_changed().on(name)));
                 }
-                let got = self.get_part(key, range, Some(bare)).await;
+                let got = self.get_part(key, range, Some(bare), name).await?;
                 if got.is_ok() {
                     self.bare_etags.store(true, Relaxed);
                 }

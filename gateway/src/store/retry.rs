@@ -28,40 +28,40 @@ impl Patience {
         Self { request_timeout: config.request_timeout, retry_for: config.retry_for }
     }
 
-    /// Waits for one request as long as a single one may take.
-    pub(super) async fn once<T>(&self, object: &str, bytes: u64, request: impl Future<Output = T>) -> Result<T, Error> {
-        let limit = self.limit(bytes);
-        tokio::time::timeout(limit, request).await.map_err(|_| errors::timed_out().on(object))
+    /// Waits for one step of a request, one that carries `bytes` of a body, as long as it may take.
+    pub(super) async fn within<T>(
+        &self,
+        object: &str,
+        bytes: u64,
+        step: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let limit = self.request_timeout + Duration::from_secs(bytes / BYTES_PER_SECOND_LEAST);
+        let in_time = tokio::time::timeout(limit, step).await;
+        in_time.map_err(|_| Failure::passing(errors::timed_out().on(object)))
     }
 
-    fn limit(&self, bytes: u64) -> Duration {
-        self.request_timeout + Duration::from_secs(bytes / BYTES_PER_SECOND_LEAST)
-    }
-
-    /// Sends requests by `send` until one succeeds, fails for good, or the time is over. `bytes` is the size of the body.
+    /// Sends requests by `send`, whose steps are each bounded, until one succeeds, fails for good, or the time is over; at
+    /// least two when the first failure may pass.
     pub(super) async fn persist<T, F>(
         &self,
         clock: &Clock,
         object: &str,
-        bytes: u64,
         mut send: impl FnMut() -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let begun = clock.instant();
-        let limit = self.limit(bytes);
         let mut wait = WAIT_FIRST;
         let mut attempts = 0u32;
         loop {
             attempts += 1;
-            let failure = match tokio::time::timeout(limit, send()).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::passing(errors::timed_out().on(object)),
+            let failure = match send().await {
+                Ok(done) => return Ok(done),
+                Err(failure) => failure,
             };
             let waited = clock.instant().saturating_duration_since(begun);
-            if !failure.transient || waited + wait > self.retry_for.max(limit) {
+            if !failure.transient || (attempts > 1 && waited + wait > self.retry_for) {
                 return Err(failure.error);
             }
             tracing::debug!(object, attempts, error = %failure.error, "the store is asked again");

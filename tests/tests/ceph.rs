@@ -1,0 +1,170 @@
+//! The promises of a `Store` on Ceph RGW, a real S3 service.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clonegate::clock::Clock;
+use clonegate::store::{Key, PutNew, Secret, Store, StoreConfig, keys};
+use clonegate_core::ErrorKind;
+use clonegate_core::ids::GatewayId;
+use clonegate_core::units::ByteRange;
+use clonegate_tests::ceph::Ceph;
+
+fn key(text: &str) -> Key {
+    keys::foreign(text).unwrap()
+}
+
+fn on_runtime(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(async {
+        tokio::time::timeout(Duration::from_secs(300), test).await.expect("it ends in time");
+    });
+}
+
+fn open(config: &StoreConfig) -> Store {
+    Store::open(config, &Clock::system()).unwrap()
+}
+
+fn gateway(n: u8) -> GatewayId {
+    GatewayId::from_bytes([n; 16])
+}
+
+fn it_is_admitted_with_put_if_absent_and_etags() {
+    on_runtime(async {
+        let store = open(&Ceph::start().bucket().await);
+        let begun = Instant::now();
+        let admission = store.admit(gateway(1), "host").await.unwrap();
+        println!("probe of Ceph RGW: {:?}, {admission:?}", begun.elapsed());
+        assert!(admission.put_if_absent && admission.etags);
+        assert_eq!(store.list(&keys::all()).await.unwrap(), []);
+    });
+}
+
+fn an_object_is_created_once_and_reads_back_whole_and_in_part() {
+    on_runtime(async {
+        let store = open(&Ceph::start().bucket().await);
+        let at = key("packs/p");
+        assert_eq!(store.find(&at).await.unwrap(), None);
+        assert_eq!(store.put_new(&at, "0123456789".into()).await.unwrap(), PutNew::Created);
+        assert_eq!(store.put_new(&at, "other".into()).await.unwrap(), PutNew::Exists("0123456789".into()));
+        assert_eq!(store.put_new(&at, "0123456789".into()).await.unwrap(), PutNew::Created);
+        assert_eq!(store.get(&at).await.unwrap(), "0123456789");
+        assert_eq!(store.get_range(&at, ByteRange::new(2, 5), None).await.unwrap(), "234");
+        for range in [ByteRange::new(5, 11), ByteRange::new(10, 12), ByteRange::new(100, 200)] {
+            assert_eq!(store.get_range(&at, range, None).await.unwrap_err().code(), "object-too-short", "{range:?}");
+        }
+        store.delete(&at).await.unwrap();
+        store.delete(&at).await.unwrap();
+        assert_eq!(store.head(&at).await.unwrap_err().kind(), ErrorKind::NotFound);
+    });
+}
+
+fn a_pinned_object_that_changes_is_an_error_that_says_so() {
+    on_runtime(async {
+        let store = open(&Ceph::start().bucket().await);
+        let (at, range) = (key("win11.raw"), ByteRange::new(0, 5));
+        store.put_new(&at, "first bytes".into()).await.unwrap();
+        let etag = store.head(&at).await.unwrap().etag.unwrap();
+        for _ in 0..2 {
+            assert_eq!(store.get_range(&at, range, Some(&etag)).await.unwrap(), "first");
+        }
+        store.delete(&at).await.unwrap();
+        store.put_new(&at, "other bytes".into()).await.unwrap();
+        assert_eq!(store.get_range(&at, range, Some(&etag)).await.unwrap_err().code(), "source-changed");
+        // Also for one who has not yet learnt how this service wants its ETags.
+        let again = open(&Ceph::start().config(store.label().split('/').nth(2).unwrap()));
+        assert_eq!(again.get_range(&at, range, Some(&etag)).await.unwrap_err().code(), "source-changed");
+    });
+}
+
+fn lists_page_and_show_what_was_written() {
+    on_runtime(async {
+        let store = open(&Ceph::start().bucket().await);
+        let objects = (0..1100).map(|n| (key(&format!("d{}/o{n}", n % 3)), Bytes::from(vec![7; 20]))).collect();
+        assert!(store.put_new_batch(objects).await.iter().all(|put| put.as_ref().is_ok_and(PutNew::is_created)));
+        let listed = store.list(&keys::all()).await.unwrap();
+        assert_eq!(listed.len(), 1100);
+        assert!(listed.iter().all(|object| object.size == 20));
+        let mut directories = store.list_dirs(&keys::all()).await.unwrap();
+        directories.sort();
+        assert_eq!(directories, ["d0", "d1", "d2"]);
+    });
+}
+
+fn of_two_gateways_that_create_the_same_objects_one_has_each() {
+    on_runtime(async {
+        let config = Ceph::start().bucket().await;
+        let batch = |who: &str| (0..200).map(|n| (key(&format!("o{n}")), Bytes::from(format!("{who} {n}")))).collect();
+        let (one, other) = (open(&config), open(&config));
+        let (first, second) = tokio::join!(one.put_new_batch(batch("alpha")), other.put_new_batch(batch("beta")));
+        for (n, (first, second)) in first.into_iter().zip(second).enumerate() {
+            let (first, second) = (first.unwrap(), second.unwrap());
+            assert!(first.is_created() != second.is_created(), "object {n}: {first:?}, {second:?}");
+        }
+    });
+}
+
+fn a_large_object_goes_and_comes_back_whole() {
+    on_runtime(async {
+        let store = open(&Ceph::start().bucket().await);
+        let body: Bytes = (0..64u32 << 20).map(|n| u8::try_from(n % 251).unwrap()).collect::<Vec<_>>().into();
+        assert!(store.put_new(&key("packs/p"), body.clone()).await.unwrap().is_created());
+        assert!(store.get(&key("packs/p")).await.unwrap() == body);
+        let (start, end) = (33 << 20, (33 << 20) + 65_536);
+        let range = ByteRange::new(start as u64, end as u64);
+        assert!(store.get_range(&key("packs/p"), range, None).await.unwrap() == body[start..end]);
+    });
+}
+
+fn what_the_operator_got_wrong_is_said() {
+    on_runtime(async {
+        let ceph = Ceph::start();
+        let good = StoreConfig { retry_for: Duration::from_secs(1), ..ceph.bucket().await };
+        let wrong_secret = StoreConfig { secret_access_key: Some(Secret::new("wrong")), ..good.clone() };
+        let wrong_key = StoreConfig { access_key_id: Some("nobody".into()), ..good.clone() };
+        let wrong_port = StoreConfig { endpoint: Some("http://127.0.0.1:1".into()), ..good.clone() };
+        let wrong_scheme = StoreConfig { endpoint: Some(ceph.endpoint().replace("http:", "https:")), ..good.clone() };
+        for (config, code) in [
+            (ceph.config("no-such-bucket"), "no-such-bucket"),
+            (wrong_secret, "bad-credentials"),
+            (wrong_key, "bad-credentials"),
+            (wrong_port, "store-unreachable"),
+            (wrong_scheme, "tls-failed"),
+        ] {
+            let store = open(&config);
+            let put = store.put_new(&key("a"), "x".into()).await.unwrap_err();
+            let get = store.get(&key("a")).await.unwrap_err();
+            let list = store.list(&keys::all()).await.unwrap_err();
+            let admit = store.admit(gateway(1), "host").await.unwrap_err();
+            for error in [put, get, list, admit] {
+                assert_eq!(error.code(), code, "{error}");
+                assert!(error.what_to_do().is_some(), "{error}");
+                assert!(!error.to_string().contains("clonegate-secret"), "{error}");
+            }
+        }
+    });
+}
+
+fn small_objects_of_a_thousand_clones_are_created_quickly() {
+    on_runtime(async {
+        let store = open(&Ceph::start().bucket().await);
+        let objects = |part: &str| -> Vec<(Key, Bytes)> {
+            (0..2000).map(|n| (key(&format!("{part}/o{n}")), Bytes::from(vec![7; 200]))).collect()
+        };
+        let begun = Instant::now();
+        let results = store.put_new_batch(objects("a")).await;
+        println!("2,000 objects of 200 bytes on Ceph RGW: {:?}", begun.elapsed());
+        assert!(results.iter().all(|put| put.as_ref().is_ok_and(PutNew::is_created)));
+    });
+}
+
+clonegate_tests::cases! {
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => it_is_admitted_with_put_if_absent_and_etags;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => an_object_is_created_once_and_reads_back_whole_and_in_part;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => a_pinned_object_that_changes_is_an_error_that_says_so;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => lists_page_and_show_what_was_written;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => of_two_gateways_that_create_the_same_objects_one_has_each;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => a_large_object_goes_and_comes_back_whole;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => what_the_operator_got_wrong_is_said;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => small_objects_of_a_thousand_clones_are_created_quickly;
+}
