@@ -18,6 +18,18 @@ pub const CHUNK_BYTES: u32 = 64 * 1024;
 pub const PACK_BYTES_MAX: u32 = 64 * 1024 * 1024;
 /// Largest body of one commit record, bytes; larger bursts are split.
 pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Extents of one commit record; a batch with more is split.
+pub const COMMIT_EXTENTS_MAX: usize = 64 * 1024;
+/// Objects that one unlink names; garbage beyond that waits for the next.
+pub const UNLINK_OBJECTS_MAX: usize = 4096;
+/// Blocks of one folded segment (64 MiB).
+pub const SEGMENT_BLOCKS_MAX: u32 = 16 * 1024;
+/// Snapshots of one clone; one more is refused.
+pub const SNAPSHOTS_MAX: usize = 64;
+/// Objects that a checkpoint names; a larger one is corrupt.
+pub const CHECKPOINT_OBJECTS_MAX: u32 = 16 * 1024 * 1024;
+/// Runs in a checkpoint (1 GiB of table); a larger one is corrupt.
+pub const CHECKPOINT_RUNS_MAX: u32 = 64 * 1024 * 1024;
 /// Commit records after the newest checkpoint before the next checkpoint is due.
 pub const CHECKPOINT_RECORDS: u64 = 256;
 /// Bytes of commit records after the newest checkpoint before the next checkpoint is due.

@@ -43,6 +43,8 @@ pub enum Kind {
     Checkpoint = 9,
     Identity = 10,
     JournalSegment = 11,
+    JournalEntry = 12,
+    CloneDeleted = 13,
     CatalogEntry = 20,
     Job = 21,
     Decision = 22,
@@ -119,6 +121,17 @@ pub fn encode_with<T: Record>(record: &T, sections: &[&[u8]]) -> Result<Bytes> {
         out.put_slice(section);
     }
     Ok(out.freeze())
+}
+
+/// How many bytes the record takes behind the header.
+///
+/// # Errors
+/// `Exhausted` when it would be larger than [`RECORD_BYTES_MAX`].
+pub fn body_len<T: Record>(record: &T) -> Result<usize> {
+    let length = codec()
+        .serialized_size(record)
+        .map_err(|e| Error::exhausted("record-too-large", format!("a {:?} record does not encode: {e}", T::KIND)))?;
+    usize::try_from(length).map_err(|e| Error::exhausted("record-too-large", "a record too long").because(e))
 }
 
 /// A decoded record and where its sections begin.

@@ -6,8 +6,13 @@
 pub mod base;
 pub mod bootset;
 pub mod catalog;
+pub mod checkpoint;
 pub mod clone;
 pub mod envelope;
 pub mod exclusive;
+pub mod frame;
 pub mod index;
+pub mod journal;
+pub mod log;
+pub mod segment;
 pub mod sparse;
