@@ -184,8 +184,8 @@ impl BlockMap {
         self.range(0, u64::MAX)
     }
 
-    /// Puts `start..end` at `place`; `gone` is told of every object that loses blocks by it, and how many.
-    pub fn insert(&mut self, start: u64, end: u64, place: Place, gone: &mut dyn FnMut(u32, u64)) {
+    /// Puts `start..end` at `place`.
+    pub fn insert(&mut self, start: u64, end: u64, place: Place) {
         let step = match place {
             Place::Zero => ZERO_BLOCKS_MAX,
             Place::Object { .. } => u64::from(SEGMENT_BLOCKS_MAX),
@@ -193,12 +193,12 @@ impl BlockMap {
         let mut at = start;
         while at < end {
             let part = (end - at).min(step);
-            self.insert_one(MapRun { start: at, end: at + part, place: place.advance(at - start) }, gone);
+            self.insert_one(MapRun { start: at, end: at + part, place: place.advance(at - start) });
             at += part;
         }
     }
 
-    fn insert_one(&mut self, run: MapRun, gone: &mut dyn FnMut(u32, u64)) {
+    fn insert_one(&mut self, run: MapRun) {
         if self.leaves.is_empty() {
             self.keys.push(0);
             self.leaves.push(Arc::new(Leaf { base: 0, runs: Vec::new() }));
@@ -211,11 +211,11 @@ impl BlockMap {
             self.data_blocks += run.end - run.start;
         }
         // The leaf that takes the run.
-        let right = self.place_in(first, run, gone);
+        let right = self.place_in(first, run);
         // Leaves behind it that the run covers, wholly or at their beginning.
         let mut last = first + 1;
         while last < self.leaves.len() && self.keys[last] < run.end {
-            if self.cut_beginning(last, run.end, gone) {
+            if self.cut_beginning(last, run.end) {
                 last += 1;
             } else {
                 self.keys[last] = run.end;
@@ -257,7 +257,7 @@ impl BlockMap {
 
     /// Replaces what leaf `at` holds of the run's range by the run, merged with neighbours that continue it. Gives back
     /// the rest of a run that it split, when that reaches beyond it.
-    fn place_in(&mut self, at: usize, run: MapRun, gone: &mut dyn FnMut(u32, u64)) -> Option<MapRun> {
+    fn place_in(&mut self, at: usize, run: MapRun) -> Option<MapRun> {
         let leaf = Arc::make_mut(&mut self.leaves[at]);
         let base = leaf.base;
         let low = leaf.first_after(run.start);
@@ -272,9 +272,8 @@ impl BlockMap {
                 right = Some(MapRun { start: run.end, place: old.place.advance(run.end - old.start), ..old });
             }
             let lost = old.end.min(run.end) - old.start.max(run.start);
-            if let Place::Object { object, .. } = old.place {
+            if let Place::Object { .. } = old.place {
                 self.data_blocks -= lost;
-                gone(object, lost);
             }
             high += 1;
         }
@@ -331,15 +330,14 @@ impl BlockMap {
     }
 
     /// Drops what leaf `at` holds before `end`; says whether nothing is left.
-    fn cut_beginning(&mut self, at: usize, end: u64, gone: &mut dyn FnMut(u32, u64)) -> bool {
+    fn cut_beginning(&mut self, at: usize, end: u64) -> bool {
         let leaf = Arc::make_mut(&mut self.leaves[at]);
         let mut cut = 0;
         let mut rest = None;
         while let Some(old) = leaf.get(cut).filter(|old| old.start < end) {
-            if let Place::Object { object, .. } = old.place {
+            if let Place::Object { .. } = old.place {
                 let lost = old.end.min(end) - old.start;
                 self.data_blocks -= lost;
-                gone(object, lost);
             }
             if old.end > end {
                 rest = Some(MapRun { start: end, place: old.place.advance(end - old.start), ..old });
@@ -371,7 +369,7 @@ impl BlockMap {
     }
 
     /// Appends a run behind all others; for loading a checkpoint.
-    pub fn push(&mut self, run: MapRun) {
+    pub fn load(&mut self, run: MapRun) {
         let far = self.leaves.last().is_none_or(|leaf| {
             leaf.runs.len() >= LEAF_RUNS - LEAF_GROW || run.start - leaf.base >= LEAF_SPAN
         });
@@ -453,7 +451,7 @@ mod tests {
     fn a_run_that_goes_on_is_one_run() {
         let mut map = BlockMap::new();
         for block in 0..100 {
-            map.insert(1000 + block, 1001 + block, place(1, block as u32), &mut |_, _| {});
+            map.insert(1000 + block, 1001 + block, place(1, block as u32));
         }
         assert_eq!(map.len(), 1);
         assert_eq!(map.get(1099), Some(MapRun { start: 1000, end: 1100, place: place(1, 0) }));
@@ -464,11 +462,11 @@ mod tests {
     fn two_tebibytes_of_zeroes_are_one_run_and_empty_the_rest() {
         let mut map = BlockMap::new();
         for block in 0..10_000u64 {
-            map.insert(block * 7, block * 7 + 1, place(0, (block % 16_000) as u32), &mut |_, _| {});
+            map.insert(block * 7, block * 7 + 1, place(0, (block % 16_000) as u32));
         }
-        let mut gone = 0;
-        map.insert(0, 1 << 29, Place::Zero, &mut |_, blocks| gone += blocks);
-        assert_eq!((map.len(), map.data_blocks(), gone), (1, 0, 10_000));
+        assert_eq!(map.data_blocks(), 10_000);
+        map.insert(0, 1 << 29, Place::Zero);
+        assert_eq!((map.len(), map.data_blocks()), (1, 0));
         assert!(map.memory() < 4096 + 8 * 256 * 2, "{}", map.memory());
     }
 
@@ -479,7 +477,7 @@ mod tests {
         for n in 0..200_000u32 {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let block = (x >> 33) % (100 << 18);
-            map.insert(block, block + 1, place(n / 2000, n % 2000), &mut |_, _| {});
+            map.insert(block, block + 1, place(n / 2000, n % 2000));
         }
         let each = map.memory() as f64 / map.len() as f64;
         assert!(each <= 16.0, "{each} bytes");
@@ -501,33 +499,25 @@ mod tests {
     fn check(steps: &[Step]) {
         let mut map = BlockMap::new();
         let mut model = std::collections::BTreeMap::new();
-        let mut live = std::collections::HashMap::<u32, i64>::new();
         for step in steps {
             let at = step.place.map_or(Place::Zero, |(object, frame)| place(object, frame));
-            map.insert(step.start, step.start + step.blocks, at, &mut |object, blocks| {
-                *live.entry(object).or_default() -= blocks as i64;
-            });
+            map.insert(step.start, step.start + step.blocks, at);
             for block in 0..step.blocks {
                 model.insert(step.start + block, at.advance(block));
-            }
-            if let Some((object, _)) = step.place {
-                *live.entry(object).or_default() += step.blocks as i64;
             }
         }
         let flat: std::collections::BTreeMap<u64, Place> =
             map.iter().flat_map(|r| (r.start..r.end).map(move |b| (b, r.place.advance(b - r.start)))).collect();
         assert_eq!(flat, model);
         assert_eq!(map.iter().count(), map.len());
-        for (object, blocks) in live {
-            let count = model.values().filter(|p| matches!(p, Place::Object { object: o, .. } if *o == object)).count();
-            assert_eq!(blocks, count as i64, "object {object}");
-        }
+        let data = model.values().filter(|p| matches!(p, Place::Object { .. })).count();
+        assert_eq!(map.data_blocks(), data as u64);
         for (block, at) in model.iter().step_by(7) {
             let run = map.get(*block).expect("a block that was put");
             assert_eq!(run.place.advance(block - run.start), *at);
         }
         let mut again = BlockMap::new();
-        map.iter().for_each(|run| again.push(run));
+        map.iter().for_each(|run| again.load(run));
         assert!(again.iter().eq(map.iter()));
         assert_eq!(again.data_blocks(), map.data_blocks());
     }
@@ -546,7 +536,7 @@ mod tests {
         let mut map = BlockMap::new();
         for n in (0..1000u64).rev() {
             let block = (n * 17_179_869) % (1 << 34);
-            map.insert(block, block + 1, place(0, (n % 9) as u32), &mut |_, _| {});
+            map.insert(block, block + 1, place(0, (n % 9) as u32));
         }
         for n in 0..1000u64 {
             assert_eq!(map.get((n * 17_179_869) % (1 << 34)).expect("it was put").place, place(0, (n % 9) as u32));

@@ -1,1 +1,301 @@
 //! One clone as a device: delta over base.
+//!
+//! A [`Volume`] is opened as a reader and becomes the owner of its clone at the first write. There is one of each clone
+//! in a process, and both edges share it.
+
+mod base;
+mod commit;
+mod core;
+mod ops;
+mod own;
+mod plan;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
+use clonegate_core::ids::{BaseId, Epoch, Name};
+use clonegate_core::units::{BLOCK_BYTES, ByteRange};
+use clonegate_core::{Error, Result};
+use futures::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, Semaphore};
+
+pub use self::base::{BaseProvider, BaseRead};
+use self::core::{Core, Face, Progress, Role, State, units};
+use self::ops::Operation;
+use crate::delta::Engine;
+use crate::delta::dirty::Dirty;
+use crate::delta::load::{Loaded, load};
+use crate::device::{Device, DeviceInfo, Extent, Segments, Version, WriteOptions};
+use crate::store::Store;
+
+/// What a volume is opened with.
+#[derive(Debug, Clone)]
+pub struct VolumeSetup {
+    /// The datastore that the clone is on.
+    pub store: Store,
+    /// The clone.
+    pub record: CloneRecord,
+    /// Opens bases of that datastore.
+    pub bases: Arc<dyn BaseProvider>,
+    /// What the volumes of this gateway share.
+    pub engine: Arc<Engine>,
+}
+
+/// What an operator is told of an open volume.
+#[derive(Debug, Clone)]
+pub struct VolumeStatus {
+    /// The epoch that this gateway owns; none when it only reads.
+    pub epoch: Option<Epoch>,
+    /// Why it can no longer be used, when that is so.
+    pub dead: Option<Error>,
+    /// What a flush promises.
+    pub durability: Durability,
+    /// The base under the delta.
+    pub base: Option<BaseId>,
+    /// Bytes of blocks in the delta that are in the store, without zeroes.
+    pub delta_bytes: u64,
+    /// Bytes accepted and not in the store.
+    pub dirty_bytes: u64,
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<SnapshotStatus>,
+    /// Until when the last reset or restore can be undone, milliseconds since 1970 UTC.
+    pub undo_until_ms: Option<u64>,
+    /// Flushed writes may be missing since a gateway was lost, and an operator accepted that.
+    pub lost_tail: bool,
+    /// Bytes of memory that the map takes.
+    pub map_bytes: u64,
+}
+
+/// One snapshot.
+#[derive(Debug, Clone)]
+pub struct SnapshotStatus {
+    /// Its name.
+    pub name: Name,
+    /// When it was made, milliseconds since 1970 UTC.
+    pub time_ms: u64,
+    /// Its base.
+    pub base: Option<BaseId>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Volume {
+    core: Arc<Core>,
+}
+
+impl Volume {
+    /// Opens the volume as a reader: nothing is claimed and nothing written.
+    ///
+    /// # Errors
+    /// `Conflict` with code `already-open` when this process has it open; `NotFound` with code `clone-deleted`;
+    /// `Corrupt` naming the object; what the store gives.
+    pub async fn open(setup: VolumeSetup) -> Result<Arc<Self>> {
+        let VolumeSetup { store, record, bases, engine } = setup;
+        let registration = engine.register(record.id)?;
+        let Loaded { state: log, listing, .. } = load(&store, &record).await?;
+        let base = match log.image.base {
+            Some(id) => Some(bases.base(id).await?),
+            None => None,
+        };
+        let version = own::version_of(&log);
+        let what = match record.kind {
+            VolumeKind::LinkedClone => "linked clone",
+            VolumeKind::FullClone => "full clone",
+            VolumeKind::DataDisk => "data disk",
+        };
+        let mode = match record.durability {
+            Durability::Ephemeral => "ephemeral",
+            Durability::Local => "local",
+            Durability::Object => "object",
+        };
+        let over = log.image.base.map(|base| format!(" over {base}")).unwrap_or_default();
+        let info = DeviceInfo {
+            name: record.name.to_string(),
+            size: record.size,
+            read_only: false,
+            description: format!("{what}{over}, durability {mode}"),
+            modified_ms: log.modified_ms,
+        };
+        let budget = units(engine.settings.dirty_bytes_per_volume.max(BLOCK_BYTES));
+        let state = State {
+            role: Role::Reader,
+            version,
+            modified_ms: log.modified_ms,
+            log,
+            base: base.clone(),
+            open: Dirty::default(),
+            open_bytes: 0,
+            open_since: None,
+            open_permits: Vec::new(),
+            sealed: Dirty::default(),
+            queue: VecDeque::new(),
+            next_batch: 1,
+            seen: own::seen(&listing),
+        };
+        let tick = engine.tick.load(std::sync::atomic::Ordering::Relaxed);
+        let core = Core {
+            mode: record.durability,
+            face: ArcSwap::from_pointee(Face { pristine: false, reader: true, base }),
+            state: RwLock::new(state),
+            gate: tokio::sync::RwLock::new(()),
+            turn: tokio::sync::Mutex::new(()),
+            budget: Arc::new(Semaphore::new(budget as usize)),
+            progress: Progress::default(),
+            wake: Notify::new(),
+            commands: Mutex::new(None),
+            read_end: AtomicU64::new(0),
+            looked: AtomicU64::new(tick),
+            _registration: registration,
+            store,
+            record,
+            bases,
+            engine,
+            info,
+        };
+        core.publish(&core.state.read());
+        Ok(Arc::new(Self { core: Arc::new(core) }))
+    }
+
+    /// Makes this gateway the owner now, rather than at the first write.
+    ///
+    /// # Errors
+    /// `Fenced` with code `taken-over` when another gateway is quicker; what the store gives.
+    pub async fn claim(&self) -> Result<()> {
+        self.core.own().await
+    }
+
+    /// Drops the delta: the volume is its base again, or the base that is given. One store request, whatever the size.
+    /// It can be undone for a while, see [`Volume::undo`].
+    ///
+    /// # Errors
+    /// What opening the base gives; `Fenced`; what the store gives.
+    pub async fn reset(&self, onto: Option<BaseId>) -> Result<()> {
+        let base = match onto {
+            Some(id) => self.core.base(Some(id)).await?,
+            None => None,
+        };
+        self.core.operate(Operation::Reset(base)).await
+    }
+
+    /// Takes the last reset or restore back, within its undo window. What was written since is dropped.
+    ///
+    /// # Errors
+    /// `Conflict` with code `nothing-to-undo`.
+    pub async fn undo(&self) -> Result<()> {
+        self.core.operate(Operation::Undo).await
+    }
+
+    /// Keeps the present bytes under a name; a snapshot of that name is replaced.
+    ///
+    /// # Errors
+    /// `Exhausted` with code `too-many-snapshots`; `Unsupported` with code `ephemeral`.
+    pub async fn snapshot(&self, name: Name) -> Result<()> {
+        self.core.operate(Operation::Snapshot(name)).await
+    }
+
+    /// Gives a snapshot up.
+    ///
+    /// # Errors
+    /// `NotFound` with code `unknown-snapshot`.
+    pub async fn drop_snapshot(&self, name: Name) -> Result<()> {
+        self.core.operate(Operation::DropSnapshot(name)).await
+    }
+
+    /// Makes the volume what a snapshot says. It can be undone for a while.
+    ///
+    /// # Errors
+    /// `NotFound` with code `unknown-snapshot`; what opening the snapshot's base gives.
+    pub async fn restore(&self, name: Name) -> Result<()> {
+        self.core.operate(Operation::Restore(name)).await
+    }
+
+    /// Puts everything accepted into the store and gives the volume up; it is unusable afterwards.
+    ///
+    /// # Errors
+    /// `Fenced` when it was taken over before; what the store gives.
+    pub async fn close(&self) -> Result<()> {
+        self.core.close().await
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> VolumeStatus {
+        let state = self.core.state.read();
+        let sealed: u64 = state.queue.iter().map(|batch| batch.bytes).sum();
+        let named = |kept: &crate::delta::state::KeptImage| {
+            let name = kept.kept.name.clone()?;
+            Some(SnapshotStatus { name, time_ms: kept.kept.time_ms, base: kept.kept.base })
+        };
+        VolumeStatus {
+            epoch: matches!(state.role, Role::Owner).then_some(state.log.at.map_or(Epoch(0), |at| at.epoch)),
+            dead: match &state.role {
+                Role::Dead(error) => Some(error.clone()),
+                _ => None,
+            },
+            durability: self.core.mode,
+            base: state.log.image.base,
+            delta_bytes: state.log.image.map.data_blocks() * BLOCK_BYTES,
+            dirty_bytes: sealed + state.open_bytes,
+            snapshots: state.log.kept.iter().filter_map(named).collect(),
+            undo_until_ms: state.log.kept(None).map(|kept| kept.kept.until_ms),
+            lost_tail: state.log.lost_tail,
+            map_bytes: state.log.image.map.memory() as u64,
+        }
+    }
+
+    /// The clone.
+    pub fn record(&self) -> &CloneRecord {
+        &self.core.record
+    }
+}
+
+impl Device for Volume {
+    fn info(&self) -> &DeviceInfo {
+        &self.core.info
+    }
+
+    fn version(&self) -> (Version, u64) {
+        let state = self.core.state.read();
+        (state.version, state.modified_ms)
+    }
+
+    fn try_read(&self, range: ByteRange) -> Option<Segments> {
+        self.core.try_read(range)
+    }
+
+    fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Segments>> {
+        Box::pin(self.core.read(range))
+    }
+
+    fn write(&self, offset: u64, data: Bytes, options: WriteOptions) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.core.write(offset, data, options))
+    }
+
+    fn try_write(&self, offset: u64, data: Bytes) -> std::result::Result<Result<()>, Bytes> {
+        self.core.try_write(offset, &data).ok_or(data)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, _discard: bool, fua: bool) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.core.write_zeroes(range, fua))
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.core.flush())
+    }
+
+    fn extents(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        Box::pin(self.core.extents(range))
+    }
+
+    fn prefetch(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.core.prefetch(range))
+    }
+}

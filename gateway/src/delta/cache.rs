@@ -1,0 +1,136 @@
+//! Blocks read back from the store: a bounded cache of the deltas' own, so that one clone's delta never flushes the iCache.
+
+
+use bytes::Bytes;
+use clonegate_core::format::frame::{self, BLOCK, FRAME_BYTES};
+use clonegate_core::units::ByteRange;
+use clonegate_core::{Error, ErrorKind, Result};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::object::Object;
+use crate::device::Segments;
+use crate::store::Store;
+
+/// Frames of one cache line.
+pub const LINE_FRAMES: u32 = 16;
+/// Frames that one request fetches at most (1 MiB).
+const FETCH_FRAMES: u32 = 256;
+
+type LineId = (u64, u32);
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<LineId, Bytes> for ByBytes {
+    fn weight(&self, _: &LineId, line: &Bytes) -> u64 {
+        line.len() as u64 + 64
+    }
+}
+
+/// See the module. Shared by all volumes of a gateway.
+pub struct DeltaCache {
+    lines: Cache<LineId, Bytes, ByBytes>,
+}
+
+impl std::fmt::Debug for DeltaCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DeltaCache({} lines, {} bytes)", self.lines.len(), self.lines.weight())
+    }
+}
+
+impl DeltaCache {
+    /// A cache of so many bytes.
+    pub fn new(capacity_bytes: u64) -> Self {
+        let line = u64::from(LINE_FRAMES) * BLOCK as u64;
+        let items = usize::try_from((capacity_bytes / line).max(16)).unwrap_or(usize::MAX);
+        Self { lines: Cache::with_weighter(items, capacity_bytes, ByBytes) }
+    }
+
+    /// Bytes in it now.
+    pub fn bytes(&self) -> u64 {
+        self.lines.weight()
+    }
+
+    /// Appends `from..to`, bytes of the plain blocks of `object`, when all of it is here; otherwise appends nothing.
+    pub fn try_read(&self, object: &Object, from: u64, to: u64, out: &mut Segments) -> bool {
+        let before = out.len();
+        let line_bytes = u64::from(LINE_FRAMES) * BLOCK as u64;
+        let mut at = from;
+        while at < to {
+            let Ok(line) = u32::try_from(at / line_bytes) else { return false };
+            let begin = u64::from(line) * line_bytes;
+            let part = self.lines.get(&(object.uid, line)).and_then(|bytes| part(&bytes, at - begin, to - begin));
+            let Some(part) = part else {
+                out.truncate(before);
+                return false;
+            };
+            at += part.len() as u64;
+            out.push(part);
+        }
+        true
+    }
+
+    /// Reads `from..to`, bytes of the plain blocks of `object`, through the cache.
+    ///
+    /// # Errors
+    /// `Corrupt` with code `bad-block` when a block is not what was written, also when fetched again; what the store gives.
+    pub async fn read(&self, store: &Store, object: &Object, from: u64, to: u64) -> Result<Segments> {
+        let mut out = Segments::new();
+        let block = BLOCK as u64;
+        let mut at = from;
+        while at < to {
+            let one = (at / block + 1) * block;
+            if self.try_read(object, at, one.min(to), &mut out) {
+                at = one.min(to);
+                continue;
+            }
+            let (first, bytes) = self.fetch(store, object, at, to).await?;
+            let begin = u64::from(first) * block;
+            let part = part(&bytes, at - begin, to - begin).ok_or_else(|| past_end(object))?;
+            at += part.len() as u64;
+            out.push(part);
+        }
+        Ok(out)
+    }
+
+    /// Fetches the lines that hold `from..to`, as far as one request goes, and keeps them.
+    async fn fetch(&self, store: &Store, object: &Object, from: u64, to: u64) -> Result<(u32, Bytes)> {
+        let line = |at: u64| u32::try_from(at / (u64::from(LINE_FRAMES) * BLOCK as u64)).map_err(|_| past_end(object));
+        let first = line(from)? * LINE_FRAMES;
+        let end = ((line(to - 1)? + 1) * LINE_FRAMES).min(first + FETCH_FRAMES).min(object.facts.frames);
+        if first >= end {
+            return Err(past_end(object));
+        }
+        let bytes = match self.fetch_once(store, object, first, end).await {
+            // It may have been damaged on the way: once more, then it is an error.
+            Err(error) if error.kind() == ErrorKind::Corrupt => self.fetch_once(store, object, first, end).await,
+            fetched => fetched,
+        };
+        let bytes = bytes?;
+        for (index, line) in (first..end).step_by(LINE_FRAMES as usize).enumerate() {
+            let begin = index * LINE_FRAMES as usize * BLOCK;
+            let stop = (begin + LINE_FRAMES as usize * BLOCK).min(bytes.len());
+            // A copy, so that a line never holds more memory than it is counted for.
+            self.lines.insert((object.uid, line / LINE_FRAMES), Bytes::copy_from_slice(&bytes[begin..stop]));
+        }
+        Ok((first, bytes))
+    }
+
+    async fn fetch_once(&self, store: &Store, object: &Object, first: u32, end: u32) -> Result<Bytes> {
+        let at = |frame: u32| u64::from(object.facts.frames_at) + u64::from(frame) * FRAME_BYTES as u64;
+        let frames = store.get_range(&object.key, ByteRange::new(at(first), at(end)), None).await?;
+        frame::take(&object.facts.nonce, first, &frames)
+            .map_err(|e| e.on(object.key.to_string()).hint("run `clonegate fsck`; the other blocks are unharmed"))
+    }
+}
+
+fn part(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {
+    let from = usize::try_from(from).ok()?;
+    let to = usize::try_from(to).unwrap_or(usize::MAX).min(bytes.len());
+    (from < to).then(|| bytes.slice(from..to))
+}
+
+fn past_end(object: &Object) -> Error {
+    Error::internal("bad-map", "a run beyond the end of its object").on(object.key.to_string())
+}

@@ -1,0 +1,144 @@
+//! What the volumes of one gateway share: settings, clock, runtime, the cache of delta blocks, the dirty budget.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clonegate_core::ids::{CloneId, GatewayId};
+use clonegate_core::limits::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS};
+use clonegate_core::{Error, Result};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::cache::DeltaCache;
+use crate::clock::Clock;
+
+/// How deltas are kept. Sizes in bytes.
+#[derive(Debug, Clone)]
+pub struct DeltaSettings {
+    /// Directory of the journal for `local` clones; without it they are kept as `object`.
+    pub journal: Option<PathBuf>,
+    /// Directory for what `ephemeral` clones hold beyond the dirty budget; without it that goes to the store.
+    pub scratch: Option<PathBuf>,
+    /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it.
+    pub dirty_bytes: u64,
+    /// The same for one volume.
+    pub dirty_bytes_per_volume: u64,
+    /// Size of the cache of delta blocks.
+    pub cache_bytes: u64,
+    /// Accepted writes are on their way to the store after this time at the latest.
+    pub upload_lag: Duration,
+    /// Commit records after which a checkpoint is due.
+    pub checkpoint_records: u64,
+    /// Bytes of commit records after which a checkpoint is due.
+    pub checkpoint_bytes: u64,
+    /// How long an object that nothing needs any more is left for readers of other gateways.
+    pub grace: Duration,
+    /// How long a reset can be undone.
+    pub undo_window: Duration,
+    /// How old the state may be that a gateway serves which does not own the volume.
+    pub staleness: Duration,
+}
+
+impl Default for DeltaSettings {
+    fn default() -> Self {
+        Self {
+            journal: None,
+            scratch: None,
+            dirty_bytes: 1 << 30,
+            dirty_bytes_per_volume: 64 << 20,
+            cache_bytes: 64 << 20,
+            upload_lag: Duration::from_millis(800),
+            checkpoint_records: CHECKPOINT_RECORDS,
+            checkpoint_bytes: CHECKPOINT_BYTES,
+            grace: Duration::from_secs(15 * 60),
+            undo_window: Duration::from_secs(24 * 3600),
+            staleness: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Dirty memory is counted in units of this, so that 32 bits of permits are enough.
+pub(crate) const BUDGET_UNIT: u64 = 4096;
+
+/// See the module. One per gateway process.
+#[derive(Debug)]
+pub struct Engine {
+    /// As they were given.
+    pub settings: DeltaSettings,
+    /// This gateway.
+    pub gateway: GatewayId,
+    /// Time and randomness.
+    pub clock: Clock,
+    /// The runtime that store IO runs on.
+    pub handle: Handle,
+    pub(crate) cache: DeltaCache,
+    pub(crate) budget: Arc<Semaphore>,
+    /// Seconds since it was opened, counted by a task: cheaper to read than a clock.
+    pub(crate) tick: AtomicU64,
+    open: Mutex<HashSet<CloneId>>,
+}
+
+impl Engine {
+    /// Opens what the volumes share. `handle` is the runtime that lives as long as the gateway.
+    ///
+    /// # Errors
+    /// What the journal gives: `Conflict` with code `journal-in-use` or `journal-of-another`, `Corrupt`, `Invalid`.
+    pub fn open(settings: DeltaSettings, gateway: GatewayId, clock: Clock, handle: Handle) -> Result<Arc<Self>> {
+        let units = |bytes: u64| usize::try_from(bytes / BUDGET_UNIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let engine = Arc::new(Self {
+            cache: DeltaCache::new(settings.cache_bytes),
+            budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
+            open: Mutex::new(HashSet::new()),
+            settings,
+            gateway,
+            tick: AtomicU64::new(0),
+            clock,
+            handle,
+        });
+        let (clock, weak) = (engine.clock.clone(), Arc::downgrade(&engine));
+        engine.handle.spawn(async move {
+            loop {
+                clock.sleep(Duration::from_secs(1)).await;
+                let Some(engine) = weak.upgrade() else { return };
+                engine.tick.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Ok(engine)
+    }
+
+    /// Bytes of delta blocks in the cache.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// Bytes accepted and not yet in the store, all volumes together.
+    pub fn dirty_bytes(&self) -> u64 {
+        let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
+        self.settings.dirty_bytes.saturating_sub(free)
+    }
+
+    /// Marks a volume as open in this process: there is one instance of each.
+    pub(crate) fn register(self: &Arc<Self>, clone: CloneId) -> Result<Registration> {
+        if self.open.lock().insert(clone) {
+            return Ok(Registration { engine: Arc::clone(self), clone });
+        }
+        Err(Error::conflict("already-open", "this process has the volume open already").on(clone.to_string()))
+    }
+}
+
+/// Holds a volume's place in the table of open ones.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    engine: Arc<Engine>,
+    clone: CloneId,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.engine.open.lock().remove(&self.clone);
+    }
+}

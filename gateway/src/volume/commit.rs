@@ -1,0 +1,431 @@
+//! The committer of a volume: one task that puts sealed batches into the store as commit records, in order.
+//!
+//! Up to [`IN_FLIGHT_COMMITS`] records are put at the same time; they are acknowledged strictly in order, which is what
+//! makes fencing right. A store that does not answer makes it wait, never give up.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clonegate_core::format::clone::Durability;
+use clonegate_core::format::log::{Change, CommitHead, CommitRecord, Position, Run, encode_commit};
+use clonegate_core::limits::{COMMIT_BYTES_MAX, COMMIT_EXTENTS_MAX};
+use clonegate_core::units::{BLOCK_BYTES, BlockIndex};
+use clonegate_core::{Error, ErrorKind, Result};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::core::{Batch, Core};
+use super::ops::Operation;
+use crate::delta::claim::fenced;
+use crate::delta::dirty::Dirty;
+use crate::delta::load::IN_FLIGHT_COMMITS;
+use crate::delta::state::Applied;
+use crate::store::{Key, PutNew, keys};
+
+/// Runs of one record; half of what a record takes, since a run of zeroes may become several extents.
+const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// What others ask of the committer.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Do this, in the order of the log.
+    Do(Operation, oneshot::Sender<Result<()>>),
+    /// Put everything into the store, close the epoch, end.
+    Close(oneshot::Sender<Result<()>>),
+}
+
+/// One record on its way.
+struct Commit {
+    record: CommitRecord,
+    runs: Vec<Run>,
+    /// The newest batch that any of its blocks is of.
+    newest: u64,
+    /// The batch up to which everything is in the log with it.
+    upto: u64,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// A record that is in the store.
+pub(super) struct Done {
+    head: CommitHead,
+    size: u64,
+    newest: u64,
+    upto: u64,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+pub(super) struct Committer {
+    pub(super) core: Arc<Core>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Result<Done>>>,
+    /// Parts of a large batch that wait for their turn.
+    parts: VecDeque<Commit>,
+    /// Where the next record goes.
+    pub(super) next: Position,
+    /// The batch up to which records were begun.
+    begun: u64,
+}
+
+impl Committer {
+    /// Starts the committer of a volume that was just claimed; its next record follows `at`.
+    pub(super) fn start(core: &Arc<Core>, at: Position, durable: u64) {
+        let (send, commands) = mpsc::unbounded_channel();
+        *core.commands.lock() = Some(send);
+        let committer = Self {
+            core: Arc::clone(core),
+            commands,
+            in_flight: FuturesOrdered::new(),
+            parts: VecDeque::new(),
+            next: at.next(),
+            begun: durable,
+        };
+        core.engine.handle.spawn(committer.run());
+    }
+
+    async fn run(mut self) {
+        loop {
+            while self.in_flight.len() < IN_FLIGHT_COMMITS {
+                let Some(commit) = self.next_commit(false) else { break };
+                if let Err(error) = self.begin(commit) {
+                    return self.core.die(&error);
+                }
+            }
+            let deadline = self.deadline();
+            let full = self.in_flight.len() >= IN_FLIGHT_COMMITS;
+            tokio::select! {
+                biased;
+                Some(done) = self.in_flight.next() => {
+                    if let Err(error) = done.and_then(|done| self.finish(done)) {
+                        return self.core.die(&error);
+                    }
+                }
+                command = self.commands.recv() => match command {
+                    Some(Command::Do(operation, reply)) => {
+                        let result = self.operate(operation).await;
+                        let dead = result.as_ref().err().filter(|e| e.kind() == ErrorKind::Fenced).cloned();
+                        let _ = reply.send(result);
+                        if let Some(error) = dead {
+                            return self.core.die(&error);
+                        }
+                    }
+                    Some(Command::Close(reply)) => {
+                        let result = self.close().await;
+                        self.core.die(&closed(&self.core));
+                        let _ = reply.send(result);
+                        return;
+                    }
+                    // The volume was dropped without being closed: what was accepted still goes to the store.
+                    None => {
+                        if let Err(error) = self.drain().await {
+                            tracing::warn!(clone = %self.core.record.name, %error, "a volume was dropped with writes under way");
+                        }
+                        return self.core.die(&closed(&self.core));
+                    }
+                },
+                () = self.core.wake.notified() => {}
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() && !full => {}
+            }
+        }
+    }
+
+    /// When accepted writes are due to be sent even if nobody asks.
+    fn deadline(&self) -> Option<Instant> {
+        if self.core.mode == Durability::Ephemeral {
+            return None;
+        }
+        let state = self.core.state.read();
+        let oldest = state.queue.front().map(|batch| batch.sealed).or(state.open_since)?;
+        Some(oldest + self.core.engine.settings.upload_lag)
+    }
+
+    /// The next record to be put, when one is due.
+    fn next_commit(&mut self, all: bool) -> Option<Commit> {
+        if let Some(part) = self.parts.pop_front() {
+            return Some(part);
+        }
+        let core = Arc::clone(&self.core);
+        let mut state = core.state.write();
+        let settings = &core.engine.settings;
+        let wanted = all || core.progress.wanted.load(Ordering::Acquire) > self.begun;
+        let late = |since: Option<Instant>| {
+            core.mode != Durability::Ephemeral && since.is_some_and(|since| since.elapsed() >= settings.upload_lag)
+        };
+        if wanted || late(state.open_since) {
+            core.seal(&mut state);
+        }
+        let due = match core.mode {
+            Durability::Object => !state.queue.is_empty(),
+            Durability::Local | Durability::Ephemeral => {
+                let bytes: u64 = state.queue.iter().map(|batch| batch.bytes).sum();
+                wanted || bytes >= super::write::BATCH_BYTES || late(state.queue.front().map(|batch| batch.sealed))
+            }
+        };
+        if !due {
+            return None;
+        }
+        let mut batches: Vec<Batch> = Vec::new();
+        let (mut bytes, mut runs) = (0, 0);
+        while let Some(batch) = state.queue.front() {
+            bytes += batch.bytes;
+            runs += batch.runs.len();
+            if !batches.is_empty() && (bytes > COMMIT_BYTES_MAX as u64 / 2 || runs > RUNS_MAX) {
+                break;
+            }
+            batches.extend(state.queue.pop_front());
+        }
+        let base = state.log.image.base;
+        drop(state);
+        self.make(batches, base)
+    }
+
+    /// The records of these batches; the first is given back, the others wait in `parts`.
+    fn make(&mut self, mut batches: Vec<Batch>, base: Option<clonegate_core::ids::BaseId>) -> Option<Commit> {
+        let last = batches.last()?;
+        let (number, change, time_ms) = (last.number, last.change, last.time_ms);
+        let permits = batches.iter_mut().flat_map(|batch| std::mem::take(&mut batch.permits)).collect();
+        let runs = if batches.len() == 1 {
+            batches.swap_remove(0).runs
+        } else {
+            let mut merged = Dirty::default();
+            for run in batches.into_iter().flat_map(|batch| batch.runs) {
+                merged.insert(run.start.0, run.start.0 + run.blocks, run.data, number);
+            }
+            merged.take()
+        };
+        let parts = split(runs);
+        let before = self.begun;
+        self.begun = number;
+        let count = parts.len() as u64;
+        let mut permits = Some(permits);
+        for (index, runs) in parts.into_iter().enumerate() {
+            let rest = count - 1 - index as u64;
+            let whole = rest == 0;
+            let mark = if whole { number } else { before };
+            let record = CommitRecord {
+                clone: self.core.record.id,
+                at: Position::new(0, 0),
+                nonce: self.core.engine.clock.nonce(),
+                base,
+                change: change - rest,
+                time_ms,
+                journal_mark: mark,
+                what: Change::Data,
+                extents: 0,
+                blocks: 0,
+                table_crc: 0,
+            };
+            let permits = if whole { permits.take().unwrap_or_default() } else { Vec::new() };
+            self.parts.push_back(Commit { record, runs, newest: number, upto: mark, permits });
+        }
+        self.parts.pop_front()
+    }
+
+    /// Gives a record its place in the log and sends it off.
+    fn begin(&mut self, commit: Commit) -> Result<()> {
+        let mut record = commit.record;
+        record.at = self.next;
+        self.next = self.next.next();
+        let (object, extents, frames_at) = encode_commit(record.clone(), &commit.runs)?;
+        record.extents = u32::try_from(extents.len()).unwrap_or(u32::MAX);
+        record.blocks = extents.iter().filter(|e| e.frame.is_some()).map(|e| e.blocks).sum();
+        let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
+        let done = Done {
+            head: CommitHead { record, extents, frames_at },
+            size: object.len() as u64,
+            newest: commit.newest,
+            upto: commit.upto,
+            permits: commit.permits,
+        };
+        let core = Arc::clone(&self.core);
+        self.in_flight.push_back(Box::pin(async move {
+            put(&core, &key, object).await?;
+            Ok(done)
+        }));
+        Ok(())
+    }
+
+    /// Takes a record that is in the store into the state, and tells those who wait.
+    fn finish(&mut self, done: Done) -> Result<()> {
+        let mut state = self.core.state.write();
+        let applied = Applied {
+            record: &done.head.record,
+            extents: &done.head.extents,
+            frames_at: done.head.frames_at,
+            size: done.size,
+        };
+        state.log.apply(&applied)?;
+        for extent in &done.head.extents {
+            let BlockIndex(start) = extent.start;
+            state.sealed.clear(start, start + u64::from(extent.blocks), done.newest);
+        }
+        self.core.publish(&state);
+        drop(state);
+        drop(done.permits);
+        self.core.progress.set_durable(done.upto);
+        Ok(())
+    }
+
+    /// Puts everything that was accepted so far into the store.
+    pub(super) async fn drain(&mut self) -> Result<()> {
+        loop {
+            while self.in_flight.len() < IN_FLIGHT_COMMITS {
+                let Some(commit) = self.next_commit(true) else { break };
+                self.begin(commit)?;
+            }
+            match self.in_flight.next().await {
+                Some(done) => self.finish(done?)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for what is on its way, and begins nothing.
+    pub(super) async fn settle(&mut self) -> Result<()> {
+        while let Some(done) = self.in_flight.next().await {
+            self.finish(done?)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was accepted and is not in the store: it is about to be replaced.
+    pub(super) fn forget_parts(&mut self, upto: u64) {
+        self.parts.clear();
+        self.begun = self.begun.max(upto);
+    }
+
+    /// Puts one record that carries no blocks, alone, and applies it.
+    pub(super) async fn put_alone(&mut self, record: CommitRecord, upto: u64) -> Result<()> {
+        self.begin(Commit { record, runs: Vec::new(), newest: upto, upto, permits: Vec::new() })?;
+        self.settle().await
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        if self.core.mode != Durability::Ephemeral {
+            self.drain().await?;
+        } else {
+            self.settle().await?;
+        }
+        let (record, upto) = self.record(Change::Close, 0, None);
+        self.put_alone(record, upto).await
+    }
+
+    /// A record of the state as it is, `changes` further on.
+    pub(super) fn record(
+        &self,
+        what: Change,
+        changes: u64,
+        base: Option<Option<clonegate_core::ids::BaseId>>,
+    ) -> (CommitRecord, u64) {
+        let state = self.core.state.read();
+        let mark = if changes > 0 { state.newest_batch() } else { state.log.journal_mark };
+        let change = if changes > 0 { state.version.change + changes } else { state.log.change };
+        let record = CommitRecord {
+            clone: self.core.record.id,
+            at: Position::new(0, 0),
+            nonce: self.core.engine.clock.nonce(),
+            base: base.unwrap_or(state.log.image.base),
+            change,
+            time_ms: self.core.engine.clock.now_ms(),
+            journal_mark: mark,
+            what,
+            extents: 0,
+            blocks: 0,
+            table_crc: 0,
+        };
+        (record, mark)
+    }
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+pub(super) fn closed(core: &Core) -> Error {
+    Error::conflict("closed", "the volume was closed").on(core.record.name.to_string()).hint("open it again")
+}
+
+/// Runs in pieces of what one record takes, in the order of the volume.
+fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
+    let most = COMMIT_BYTES_MAX as u64 / 2;
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for mut run in runs {
+        loop {
+            let length = if run.data.is_some() { run.blocks * BLOCK_BYTES } else { 0 };
+            let full = parts.last().is_some_and(|part: &Vec<Run>| part.len() >= RUNS_MAX);
+            let room = most - bytes;
+            if !full && length <= room {
+                bytes += length;
+                parts.last_mut().into_iter().for_each(|part| part.push(run.clone()));
+                break;
+            }
+            let blocks = room / BLOCK_BYTES;
+            if !full && blocks > 0 {
+                let cut = usize::try_from(blocks * BLOCK_BYTES).unwrap_or(usize::MAX);
+                let head = Run { start: run.start, blocks, data: run.data.as_ref().map(|data| data.slice(..cut)) };
+                run = Run {
+                    start: BlockIndex(run.start.0 + blocks),
+                    blocks: run.blocks - blocks,
+                    data: run.data.as_ref().map(|data| data.slice(cut..)),
+                };
+                parts.last_mut().into_iter().for_each(|part| part.push(head.clone()));
+            }
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+    }
+    parts
+}
+
+/// Puts a record until it is there, or is somebody else's. An outage is waited out; another failure is told to those who
+/// flush, and tried again all the same.
+async fn put(core: &Core, key: &Key, object: Bytes) -> Result<()> {
+    let mut wait = RETRY_FIRST;
+    loop {
+        match core.store.put_new(key, object.clone()).await {
+            Ok(PutNew::Created) => return Ok(()),
+            Ok(PutNew::Exists(_)) => return Err(fenced(&core.record)),
+            Err(error) => {
+                tracing::warn!(clone = %core.record.name, %error, "a commit waits for the store");
+                if error.kind() != ErrorKind::Unavailable {
+                    core.progress.set_stuck(error);
+                }
+            }
+        }
+        core.engine.clock.sleep(core.engine.clock.jitter(wait)).await;
+        wait = (wait * 2).min(RETRY_LAST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_is_cut_into_records_that_hold_it_all() {
+        let blocks = 5000u64;
+        let data = Bytes::from((0..blocks * BLOCK_BYTES).map(|b| (b >> 12) as u8).collect::<Vec<_>>());
+        let runs = vec![
+            Run { start: BlockIndex(7), blocks, data: Some(data) },
+            Run { start: BlockIndex(1 << 20), blocks: 1 << 30, data: None },
+        ];
+        let parts = split(runs);
+        assert_eq!(parts.len(), 5);
+        let mut next = 7;
+        for run in parts.iter().flatten().filter(|run| run.data.is_some()) {
+            assert_eq!(run.start.0, next);
+            let data = run.data.as_ref().expect("it was filtered for data");
+            assert_eq!(data.len() as u64, run.blocks * BLOCK_BYTES);
+            assert_eq!(data[0], (next - 7) as u8);
+            next += run.blocks;
+        }
+        assert_eq!(next, 7 + blocks);
+    }
+}

@@ -1,0 +1,273 @@
+//! The inside of an open volume: its state under one lock, and what its tasks wait for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use clonegate_core::format::clone::{CloneRecord, Durability};
+use clonegate_core::format::log::{Position, Run};
+use clonegate_core::{Error, Result};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+
+use super::base::{BaseProvider, BaseRead};
+use super::commit::Command;
+use crate::delta::dirty::Dirty;
+use crate::delta::state::LogState;
+use crate::delta::{BUDGET_UNIT, Engine, Registration};
+use crate::device::{DeviceInfo, Version};
+use crate::store::Store;
+
+/// What this gateway is to the volume.
+#[derive(Debug, Clone)]
+pub(super) enum Role {
+    /// It reads what others wrote.
+    Reader,
+    /// It owns the present epoch.
+    Owner,
+    /// It owned one, and does no more; with the reason.
+    Dead(Error),
+}
+
+/// Writes that go to the store together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) number: u64,
+    pub(super) change: u64,
+    pub(super) time_ms: u64,
+    pub(super) runs: Vec<Run>,
+    pub(super) bytes: u64,
+    pub(super) sealed: Instant,
+    pub(super) permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// What the lock of a volume guards.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) role: Role,
+    /// What is in the store.
+    pub(super) log: LogState,
+    pub(super) base: Option<Arc<dyn BaseRead>>,
+    /// Accepted writes of the batch that is being filled.
+    pub(super) open: Dirty,
+    pub(super) open_bytes: u64,
+    pub(super) open_since: Option<Instant>,
+    pub(super) open_permits: Vec<OwnedSemaphorePermit>,
+    /// Accepted writes of the batches that are on their way.
+    pub(super) sealed: Dirty,
+    pub(super) queue: VecDeque<Batch>,
+    /// The number that the open batch will have.
+    pub(super) next_batch: u64,
+    pub(super) version: Version,
+    pub(super) modified_ms: u64,
+    /// What of the log a reader has read: last record, checkpoint, and how many records.
+    pub(super) seen: Seen,
+}
+
+/// Tells whether a log that was read has more now.
+pub(super) type Seen = (Option<Position>, Option<Position>, usize);
+
+/// What the hot path reads, at once: the base, and whether it is all there is.
+#[derive(Debug)]
+pub(super) struct Face {
+    pub(super) pristine: bool,
+    /// We do not own the volume, so what we know of it grows old.
+    pub(super) reader: bool,
+    pub(super) base: Option<Arc<dyn BaseRead>>,
+}
+
+/// How far batches have come; those who flush wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    durable: AtomicU64,
+    journaled: AtomicU64,
+    /// Batches up to this number are waited for.
+    pub(super) wanted: AtomicU64,
+    changed: Notify,
+    /// Why it does not come further at the moment, when that is not an outage.
+    stuck: Mutex<Option<Error>>,
+    dead: Mutex<Option<Error>>,
+}
+
+impl Progress {
+    pub(super) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_durable(&self, number: u64) {
+        self.durable.fetch_max(number, Ordering::AcqRel);
+        self.journaled.fetch_max(number, Ordering::AcqRel);
+        *self.stuck.lock() = None;
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn set_journaled(&self, number: u64) {
+        self.journaled.fetch_max(number, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn begin_at(&self, number: u64) {
+        self.durable.store(number, Ordering::Release);
+        self.journaled.store(number, Ordering::Release);
+    }
+
+    pub(super) fn set_stuck(&self, error: Error) {
+        *self.stuck.lock() = Some(error);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn set_dead(&self, error: Error) {
+        *self.dead.lock() = Some(error);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until batch `number` is in the store, or at least in the journal.
+    pub(super) async fn reached(&self, number: u64, journal: bool) -> Result<()> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let at = if journal { &self.journaled } else { &self.durable };
+            if at.load(Ordering::Acquire) >= number {
+                return Ok(());
+            }
+            if let Some(error) = self.dead.lock().clone() {
+                return Err(error);
+            }
+            // Taken, so that the next flush tries for itself: an error is told, and does not last.
+            if let Some(error) = self.stuck.lock().take() {
+                return Err(error);
+            }
+            changed.await;
+        }
+    }
+}
+
+/// The inside of a volume, shared by its handle, its committer and the fetches that outlive their askers.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) store: Store,
+    pub(super) record: CloneRecord,
+    pub(super) bases: Arc<dyn BaseProvider>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) info: DeviceInfo,
+    pub(super) mode: Durability,
+    pub(super) face: ArcSwap<Face>,
+    pub(super) state: RwLock<State>,
+    /// Held shared by a write while it is accepted, alone by what replaces the whole volume.
+    pub(super) gate: tokio::sync::RwLock<()>,
+    /// Held while ownership, or what a reader knows, changes.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    pub(super) budget: Arc<Semaphore>,
+    pub(super) progress: Progress,
+    /// Wakes the committer.
+    pub(super) wake: Notify,
+    pub(super) commands: Mutex<Option<mpsc::UnboundedSender<Command>>>,
+    /// Where the last read ended, to see sequential readers.
+    pub(super) read_end: AtomicU64,
+    /// The engine's tick at which a reader last looked at the log.
+    pub(super) looked: AtomicU64,
+    pub(super) _registration: Registration,
+}
+
+impl Core {
+    /// Publishes what the hot path may know. Called under the state's write lock, after every change that matters to it.
+    pub(super) fn publish(&self, state: &State) {
+        let pristine = state.log.image.map.is_empty() && state.open.is_empty() && state.sealed.is_empty();
+        let face = self.face.load();
+        let same_base = match (&face.base, &state.base) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        let reader = matches!(state.role, Role::Reader);
+        if face.pristine != pristine || face.reader != reader || !same_base {
+            self.face.store(Arc::new(Face { pristine, reader, base: state.base.clone() }));
+        }
+    }
+
+    /// Closes the open batch and sends it where a flush of this volume waits for it.
+    pub(super) fn seal(&self, state: &mut State) -> Option<u64> {
+        state.seal()
+    }
+
+    /// Asks the committer to put everything accepted so far into the store, to make room.
+    pub(super) fn press(&self) {
+        let newest = self.state.read().newest_batch();
+        self.progress.wanted.fetch_max(newest, Ordering::AcqRel);
+        self.wake.notify_one();
+    }
+
+    /// See [`crate::device::Device::flush`].
+    pub(super) async fn flush(&self) -> Result<()> {
+        if self.mode == Durability::Ephemeral {
+            return match &self.state.read().role {
+                Role::Dead(error) => Err(error.clone()),
+                _ => Ok(()),
+            };
+        }
+        let newest = {
+            let state = self.state.read();
+            match &state.role {
+                Role::Dead(error) => return Err(error.clone()),
+                Role::Reader => return Ok(()),
+                Role::Owner => state.newest_batch(),
+            }
+        };
+        if self.progress.durable() >= newest {
+            return Ok(());
+        }
+        self.progress.wanted.fetch_max(newest, Ordering::AcqRel);
+        self.wake.notify_one();
+        self.progress.reached(newest, false).await
+    }
+
+    /// Ends ownership: nothing is acknowledged any more.
+    pub(super) fn die(&self, error: &Error) {
+        let mut state = self.state.write();
+        state.role = Role::Dead(error.clone());
+        state.open_permits.clear();
+        state.queue.clear();
+        self.publish(&state);
+        drop(state);
+        self.progress.set_dead(error.clone());
+    }
+}
+
+impl State {
+    /// Closes the open batch: what is accepted from now on belongs to the next. Its number, when there was anything.
+    pub(super) fn seal(&mut self) -> Option<u64> {
+        if self.open.is_empty() {
+            return None;
+        }
+        let number = self.next_batch;
+        self.next_batch += 1;
+        let runs = self.open.take();
+        for run in &runs {
+            self.sealed.insert(run.start.0, run.start.0 + run.blocks, run.data.clone(), number);
+        }
+        self.queue.push_back(Batch {
+            number,
+            change: self.version.change,
+            time_ms: self.modified_ms,
+            runs,
+            bytes: std::mem::take(&mut self.open_bytes),
+            sealed: Instant::now(),
+            permits: std::mem::take(&mut self.open_permits),
+        });
+        self.open_since = None;
+        Some(number)
+    }
+
+    /// The number of the last batch that holds anything accepted so far.
+    pub(super) fn newest_batch(&self) -> u64 {
+        if self.open.is_empty() { self.next_batch - 1 } else { self.next_batch }
+    }
+}
+
+/// Budget units of so many bytes.
+pub(super) fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).max(1)
+}

@@ -1,0 +1,155 @@
+//! Becoming the owner, and reading on as one who is not.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use clonegate_core::format::clone::Durability;
+use clonegate_core::{Error, Result};
+
+use super::commit::{Command, Committer, closed};
+use super::core::{Core, Role, Seen};
+use crate::delta::claim::{Claimant, claim};
+use crate::delta::load::{Listing, Loaded, load};
+use crate::device::Version;
+
+/// What of a listing tells whether there is anything new.
+pub(super) fn seen(listing: &Listing) -> Seen {
+    let last = listing.logs.last().map(|(at, _)| *at);
+    (last, listing.checkpoints.last().map(|(at, _)| *at), listing.logs.len())
+}
+
+impl Core {
+    /// Makes this gateway the owner unless it is.
+    pub(super) async fn own(self: &Arc<Self>) -> Result<()> {
+        match &self.state.read().role {
+            Role::Owner => return Ok(()),
+            Role::Dead(error) => return Err(error.clone()),
+            Role::Reader => {}
+        }
+        let core = Arc::clone(self);
+        // A task of its own: once begun it goes on, whoever asked.
+        let task = self.engine.handle.spawn(async move {
+            let _turn = core.turn.lock().await;
+            match &core.state.read().role {
+                Role::Owner => return Ok(()),
+                Role::Dead(error) => return Err(error.clone()),
+                Role::Reader => {}
+            }
+            core.take_over().await
+        });
+        task.await.map_err(|_| super::read::stopping())?
+    }
+
+    async fn take_over(self: &Arc<Self>) -> Result<()> {
+        let loaded = load(&self.store, &self.record).await?;
+        let who = Claimant {
+            gateway: self.engine.gateway,
+            journal: None,
+            fresh: self.mode == Durability::Ephemeral,
+            lost_tail: false,
+        };
+        let log = claim(&self.store, &self.record, loaded, &who, &self.engine.clock).await?;
+        let base = self.base(log.image.base).await?;
+        let at = log.at.ok_or_else(|| Error::internal("no-open", "a claim without a record"))?;
+        let mark = log.journal_mark;
+        let mut state = self.state.write();
+        self.adopt(&mut state, log, base);
+        state.role = Role::Owner;
+        state.next_batch = mark + 1;
+        self.progress.begin_at(mark);
+        Committer::start(self, at, mark);
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Takes in what the log says.
+    pub(super) fn adopt(
+        &self,
+        state: &mut super::core::State,
+        log: crate::delta::state::LogState,
+        base: Option<Arc<dyn super::base::BaseRead>>,
+    ) {
+        state.version = version_of(&log);
+        state.modified_ms = log.modified_ms;
+        state.log = log;
+        state.base = base;
+        self.publish(state);
+    }
+
+    /// Whether a reader's state is older than it may be.
+    pub(super) fn is_stale(&self) -> bool {
+        let now = self.engine.tick.load(Ordering::Relaxed);
+        now.saturating_sub(self.looked.load(Ordering::Relaxed)) >= self.engine.settings.staleness.as_secs()
+            && self.engine.settings.staleness.as_secs() > 0
+    }
+
+    pub(super) async fn refresh_if_stale(self: &Arc<Self>) -> Result<()> {
+        if !self.face.load().reader || !self.is_stale() {
+            return Ok(());
+        }
+        self.refresh().await
+    }
+
+    /// Reads what other gateways wrote.
+    pub(super) async fn refresh(self: &Arc<Self>) -> Result<()> {
+        let core = Arc::clone(self);
+        let task = self.engine.handle.spawn(async move {
+            let tick = core.engine.tick.load(Ordering::Relaxed);
+            let _turn = core.turn.lock().await;
+            if !matches!(core.state.read().role, Role::Reader) {
+                return Ok(());
+            }
+            let listing = Listing::read(&core.store, core.record.id).await?;
+            if listing.deleted {
+                return Err(Error::not_found("clone-deleted", "the volume was deleted").on(core.record.name.to_string()));
+            }
+            if seen(&listing) != core.state.read().seen {
+                let Loaded { state: log, listing, .. } = load(&core.store, &core.record).await?;
+                let base = core.base(log.image.base).await?;
+                let mut state = core.state.write();
+                state.seen = seen(&listing);
+                core.adopt(&mut state, log, base);
+            }
+            core.looked.store(tick, Ordering::Relaxed);
+            Ok(())
+        });
+        task.await.map_err(|_| super::read::stopping())?
+    }
+
+    /// Puts everything into the store and gives the volume up.
+    pub(super) async fn close(self: &Arc<Self>) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let role = self.state.read().role.clone();
+        match role {
+            Role::Dead(error) if error.code() == "closed" => Ok(()),
+            Role::Dead(error) => Err(error),
+            Role::Reader => {
+                self.die(&closed(self));
+                Ok(())
+            }
+            Role::Owner => {
+                let (reply, answer) = tokio::sync::oneshot::channel();
+                let sent = self.commands.lock().take().is_some_and(|c| c.send(Command::Close(reply)).is_ok());
+                if !sent {
+                    return Err(closed(self));
+                }
+                answer.await.map_err(|_| closed(self))?
+            }
+        }
+    }
+}
+
+/// The version of the bytes that a log adds up to. Two gateways that read the same log say the same.
+pub(super) fn version_of(log: &crate::delta::state::LogState) -> Version {
+    let life = if log.change == 0 {
+        // Never changed: the bytes are those of its base.
+        log.image.base.map_or(0, |base| {
+            let mut first = [0; 8];
+            first.copy_from_slice(&base.bytes()[..8]);
+            u64::from_le_bytes(first) | 1 << 63
+        })
+    } else {
+        log.changed_in.0
+    };
+    Version { life, change: log.change }
+}

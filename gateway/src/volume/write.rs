@@ -1,0 +1,321 @@
+//! Accepting writes: whole blocks go in as they are, the edges of others are read and filled first.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use clonegate_core::format::clone::Durability;
+use clonegate_core::format::frame::BLOCK;
+use clonegate_core::units::{BLOCK_BYTES, ByteRange};
+use clonegate_core::{Error, Result};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::core::{Core, Role, State, units};
+use super::plan::{Piece, Plan, plan};
+use crate::device::{Version, WriteOptions};
+
+/// A batch of this many bytes is closed and sent on its way.
+pub(super) const BATCH_BYTES: u64 = 4 << 20;
+/// Writes this small are copied, so that they do not hold on to a larger buffer that they came in.
+const COPY_BYTES: usize = 16 * 1024;
+
+/// A block that is written in part: what it held before.
+struct Edge {
+    block: ByteRange,
+    plan: Plan,
+    bytes: Bytes,
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+impl Core {
+    /// Blocks that `range` covers in part, first and last; the end of the volume counts as the end of its last block.
+    fn edges(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> {
+        let block = |at: u64| {
+            let start = at / BLOCK_BYTES * BLOCK_BYTES;
+            ByteRange::new(start, (start + BLOCK_BYTES).min(self.record.size))
+        };
+        let covers = move |b: &ByteRange| range.start() <= b.start() && b.end() <= range.end();
+        let first = block(range.start());
+        let last = block(range.end().saturating_sub(1));
+        let second = (last != first).then_some(last);
+        [Some(first), second].into_iter().flatten().filter(move |b| !covers(b))
+    }
+
+    /// See [`crate::device::Device::write`].
+    pub(super) async fn write(self: &Arc<Self>, offset: u64, data: Bytes, options: WriteOptions) -> Result<()> {
+        let range = ByteRange::at(offset, data.len() as u64)?;
+        range.check_within(self.record.size)?;
+        self.own().await?;
+        if range.is_empty() {
+            self.check_version(&self.state.read(), options.expect)?;
+        } else {
+            let permits = self.room(range.len() + 2 * BLOCK_BYTES).await?;
+            let _gate = self.gate.read().await;
+            self.accept(range, &data, options.expect, permits).await?;
+        }
+        if options.fua { self.flush().await } else { Ok(()) }
+    }
+
+    /// Writes when everything that it needs is in memory, there is room, and we are the owner.
+    pub(super) fn try_write(&self, offset: u64, data: &Bytes) -> Option<Result<()>> {
+        let range = ByteRange::at(offset, data.len() as u64).ok()?;
+        if range.end() > self.record.size || range.is_empty() {
+            return None;
+        }
+        let _gate = self.gate.try_read().ok()?;
+        let permits = self.try_room(range.len() + 2 * BLOCK_BYTES)?;
+        let mut state = self.state.write();
+        if !matches!(state.role, Role::Owner) {
+            return None;
+        }
+        let mut edges = Vec::new();
+        for block in self.edges(range) {
+            let plan = plan(&state, block);
+            let bytes = in_memory(&plan)?;
+            edges.push(Edge { block, plan, bytes });
+        }
+        self.put(&mut state, range, data, &edges, permits);
+        Some(Ok(()))
+    }
+
+    async fn accept(
+        self: &Arc<Self>,
+        range: ByteRange,
+        data: &Bytes,
+        expect: Option<Version>,
+        permits: Vec<OwnedSemaphorePermit>,
+    ) -> Result<()> {
+        let mut edges: Vec<Edge> = Vec::new();
+        loop {
+            {
+                let mut state = self.state.write();
+                self.check_owner(&state)?;
+                self.check_version(&state, expect)?;
+                if self.fresh_edges(&state, range, &mut edges) {
+                    self.put(&mut state, range, data, &edges, permits);
+                    return Ok(());
+                }
+            }
+            // Read what the edges held, without the lock; it is looked at again when the lock is held.
+            edges.clear();
+            for block in self.edges(range) {
+                let plan = plan(&self.state.read(), block);
+                let bytes = join(&self.fetch(&plan, block.len()).await?);
+                edges.push(Edge { block, plan, bytes });
+            }
+        }
+    }
+
+    /// Whether what was read of the edges is still what is there. What is in memory is taken from there.
+    fn fresh_edges(&self, state: &State, range: ByteRange, edges: &mut Vec<Edge>) -> bool {
+        for (index, block) in self.edges(range).enumerate() {
+            let now = plan(state, block);
+            if let Some(bytes) = in_memory(&now) {
+                let edge = Edge { block, plan: now, bytes };
+                match edges.get_mut(index) {
+                    Some(place) => *place = edge,
+                    None => edges.push(edge),
+                }
+                continue;
+            }
+            let same = edges.get(index).is_some_and(|edge| {
+                let same_base = match (&edge.plan.base, &now.base) {
+                    (Some(a), Some(b)) => a.id() == b.id(),
+                    (None, None) => true,
+                    _ => false,
+                };
+                let (a, b) = (&edge.plan.pieces, &now.pieces);
+                same_base && a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same_source(b))
+            });
+            if !same {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Puts a write into the open batch.
+    fn put(
+        &self,
+        state: &mut State,
+        range: ByteRange,
+        data: &Bytes,
+        edges: &[Edge],
+        permits: Vec<OwnedSemaphorePermit>,
+    ) {
+        let batch = state.next_batch;
+        let mut from = range.start();
+        let mut to = range.end();
+        for edge in edges {
+            let part = range.intersect(edge.block);
+            let mut block = BytesMut::zeroed(BLOCK);
+            block[..edge.bytes.len()].copy_from_slice(&edge.bytes);
+            let at = to_usize(part.start() - edge.block.start());
+            let source = to_usize(part.start() - range.start());
+            let length = to_usize(part.len());
+            block[at..at + length].copy_from_slice(&data[source..source + length]);
+            let index = edge.block.start() / BLOCK_BYTES;
+            state.open.insert(index, index + 1, Some(block.freeze()), batch);
+            if edge.block.start() <= range.start() {
+                from = from.max(edge.block.end());
+            }
+            if edge.block.end() >= range.end() {
+                to = to.min(edge.block.start().max(range.start()));
+            }
+        }
+        if from < to {
+            let mut whole = data.slice(to_usize(from - range.start())..to_usize(to - range.start()));
+            let ragged = whole.len() % BLOCK;
+            if ragged != 0 {
+                // The last block of a volume whose size is no multiple of the block.
+                let mut filled = BytesMut::zeroed(whole.len() + BLOCK - ragged);
+                filled[..whole.len()].copy_from_slice(&whole);
+                whole = filled.freeze();
+            } else if whole.len() <= COPY_BYTES {
+                whole = Bytes::copy_from_slice(&whole);
+            }
+            state.open.insert(from / BLOCK_BYTES, to.div_ceil(BLOCK_BYTES), Some(whole), batch);
+        }
+        self.accepted(state, range.len(), permits);
+    }
+
+    /// Counts an accepted change and wakes the committer when it has something to do.
+    fn accepted(&self, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
+        state.open_bytes += bytes;
+        state.open_permits.extend(permits);
+        // Enough numbers that each part of a large write, which may be a commit of its own, has one.
+        let change = state.version.change + 1 + (bytes >> 20);
+        let epoch = state.log.at.map_or(0, |at| at.epoch.0);
+        state.version = Version { life: epoch, change };
+        state.modified_ms = self.engine.clock.now_ms();
+        if state.open_since.is_none() {
+            state.open_since = Some(Instant::now());
+            self.publish(state);
+            self.wake.notify_one();
+        }
+        if state.open_bytes >= BATCH_BYTES && self.mode != Durability::Ephemeral {
+            self.seal(state);
+            self.wake.notify_one();
+        }
+    }
+
+    /// See [`crate::device::Device::write_zeroes`].
+    pub(super) async fn write_zeroes(self: &Arc<Self>, range: ByteRange, fua: bool) -> Result<()> {
+        range.check_within(self.record.size)?;
+        self.own().await?;
+        if !range.is_empty() {
+            let permits = self.room(2 * BLOCK_BYTES).await?;
+            let _gate = self.gate.read().await;
+            self.accept_zeroes(range, permits).await?;
+        }
+        if fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn accept_zeroes(self: &Arc<Self>, range: ByteRange, permits: Vec<OwnedSemaphorePermit>) -> Result<()> {
+        let mut edges: Vec<Edge> = Vec::new();
+        loop {
+            {
+                let mut state = self.state.write();
+                self.check_owner(&state)?;
+                if self.fresh_edges(&state, range, &mut edges) {
+                    let batch = state.next_batch;
+                    let (mut first, mut end) =
+                        (range.start() / BLOCK_BYTES, range.end().div_ceil(BLOCK_BYTES));
+                    for edge in &edges {
+                        let part = range.intersect(edge.block);
+                        let mut block = BytesMut::zeroed(BLOCK);
+                        block[..edge.bytes.len()].copy_from_slice(&edge.bytes);
+                        let at = to_usize(part.start() - edge.block.start());
+                        block[at..at + to_usize(part.len())].fill(0);
+                        let index = edge.block.start() / BLOCK_BYTES;
+                        state.open.insert(index, index + 1, Some(block.freeze()), batch);
+                        if index == first {
+                            first += 1;
+                        } else {
+                            end -= 1;
+                        }
+                    }
+                    if first < end {
+                        state.open.insert(first, end, None, batch);
+                    }
+                    self.accepted(&mut state, edges.len() as u64 * BLOCK_BYTES, permits);
+                    return Ok(());
+                }
+            }
+            edges.clear();
+            for block in self.edges(range) {
+                let plan = plan(&self.state.read(), block);
+                let bytes = join(&self.fetch(&plan, block.len()).await?);
+                edges.push(Edge { block, plan, bytes });
+            }
+        }
+    }
+
+    pub(super) fn check_owner(&self, state: &State) -> Result<()> {
+        match &state.role {
+            Role::Owner => Ok(()),
+            Role::Dead(error) => Err(error.clone()),
+            Role::Reader => Err(Error::internal("not-owner", "a write before ownership").on(self.record.name.to_string())),
+        }
+    }
+
+    fn check_version(&self, state: &State, expect: Option<Version>) -> Result<()> {
+        match expect {
+            Some(version) if version != state.version => {
+                Err(Error::conflict("version-changed", "its bytes changed since that version")
+                    .on(self.record.name.to_string())
+                    .hint("read it again and decide anew"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for room in the dirty budgets: this volume's, then everybody's.
+    async fn room(self: &Arc<Self>, bytes: u64) -> Result<Vec<OwnedSemaphorePermit>> {
+        let limit = |budget: u64| units(budget.max(BLOCK_BYTES));
+        let settings = &self.engine.settings;
+        let own = units(bytes).min(limit(settings.dirty_bytes_per_volume));
+        let all = units(bytes).min(limit(settings.dirty_bytes));
+        if let Some(permits) = self.try_room(bytes) {
+            return Ok(permits);
+        }
+        self.press();
+        let closed = |_| super::read::stopping();
+        let mut permits = vec![Arc::clone(&self.budget).acquire_many_owned(own).await.map_err(closed)?];
+        permits.push(Arc::clone(&self.engine.budget).acquire_many_owned(all).await.map_err(closed)?);
+        Ok(permits)
+    }
+
+    fn try_room(&self, bytes: u64) -> Option<Vec<OwnedSemaphorePermit>> {
+        let limit = |budget: u64| units(budget.max(BLOCK_BYTES));
+        let settings = &self.engine.settings;
+        let own = units(bytes).min(limit(settings.dirty_bytes_per_volume));
+        let all = units(bytes).min(limit(settings.dirty_bytes));
+        let own = Arc::clone(&self.budget).try_acquire_many_owned(own).ok()?;
+        let all = Arc::clone(&self.engine.budget).try_acquire_many_owned(all).ok()?;
+        Some(vec![own, all])
+    }
+}
+
+/// The bytes of a plan that needs no reading, up to a block of them.
+fn in_memory(plan: &Plan) -> Option<Bytes> {
+    let mut out = BytesMut::new();
+    for piece in &plan.pieces {
+        match piece {
+            Piece::Memory(bytes) => out.extend_from_slice(bytes),
+            Piece::Zero(length) => out.resize(out.len() + to_usize(*length), 0),
+            Piece::Base(_) | Piece::Object { .. } => return None,
+        }
+    }
+    Some(out.freeze())
+}
+
+fn join(segments: &[Bytes]) -> Bytes {
+    match segments {
+        [one] => one.clone(),
+        many => many.concat().into(),
+    }
+}
