@@ -1,6 +1,5 @@
 //! Blocks read back from the store: a bounded cache of the deltas' own, so that one clone's delta never flushes the iCache.
 
-
 use bytes::Bytes;
 use clonegate_core::format::frame::{self, BLOCK, FRAME_BYTES};
 use clonegate_core::units::ByteRange;

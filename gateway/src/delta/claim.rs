@@ -6,7 +6,9 @@
 
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::format::envelope;
-use clonegate_core::format::log::{Change, CommitHead, CommitRecord, EpochRecord, Head, Position, decode_head, encode_commit};
+use clonegate_core::format::log::{
+    Change, CommitHead, CommitRecord, EpochRecord, Head, Position, decode_head, encode_commit,
+};
 use clonegate_core::ids::{Epoch, GatewayId, Nonce};
 use clonegate_core::{Error, Result};
 
@@ -47,7 +49,13 @@ pub fn fenced(clone: &CloneRecord) -> Error {
 ///
 /// # Errors
 /// `Fenced` with code `taken-over` when another gateway claims at the same time and is ahead; `Corrupt`; what the store gives.
-pub async fn claim(store: &Store, clone: &CloneRecord, loaded: Loaded, who: &Claimant, clock: &Clock) -> Result<LogState> {
+pub async fn claim(
+    store: &Store,
+    clone: &CloneRecord,
+    loaded: Loaded,
+    who: &Claimant,
+    clock: &Clock,
+) -> Result<LogState> {
     let mine = claim_epoch(store, clone, &loaded, who, clock).await?;
     let listing = Listing::read(store, clone.id).await?;
     if listing.highest_epoch() > mine {
@@ -70,7 +78,13 @@ pub async fn claim(store: &Store, clone: &CloneRecord, loaded: Loaded, who: &Cla
     open(store, clone, state, mine, who, clock).await
 }
 
-async fn claim_epoch(store: &Store, clone: &CloneRecord, loaded: &Loaded, who: &Claimant, clock: &Clock) -> Result<u64> {
+async fn claim_epoch(
+    store: &Store,
+    clone: &CloneRecord,
+    loaded: &Loaded,
+    who: &Claimant,
+    clock: &Clock,
+) -> Result<u64> {
     let mut epoch = loaded.listing.highest_epoch() + 1;
     for _ in 0..CLAIM_ATTEMPTS {
         let record = EpochRecord {
@@ -154,7 +168,14 @@ async fn close(store: &Store, state: &mut LogState, mut next: Position, by: u64,
 }
 
 /// Puts the first record of our epoch: from then on we are the owner.
-async fn open(store: &Store, clone: &CloneRecord, mut state: LogState, mine: u64, who: &Claimant, clock: &Clock) -> Result<LogState> {
+async fn open(
+    store: &Store,
+    clone: &CloneRecord,
+    mut state: LogState,
+    mine: u64,
+    who: &Claimant,
+    clock: &Clock,
+) -> Result<LogState> {
     let at = Position::new(mine, 0);
     let drops = who.fresh && !state.image.map.is_empty();
     let record = CommitRecord {

@@ -121,8 +121,9 @@ pub async fn read_head(store: &Store, clone: CloneId, at: Position, size: Option
         match decode_head(&beginning, size) {
             Ok(Head::Whole(head)) => {
                 if head.record.clone != clone || head.record.at != at {
-                    return Err(Error::corrupt("misplaced", format!("the record of {:?}", head.record.at))
-                        .on(key.to_string()));
+                    return Err(
+                        Error::corrupt("misplaced", format!("the record of {:?}", head.record.at)).on(key.to_string())
+                    );
                 }
                 return Ok((head, size));
             }
@@ -132,7 +133,9 @@ pub async fn read_head(store: &Store, clone: CloneId, at: Position, size: Option
             }
             // It may have been damaged on the way: once more, then it is an error.
             Err(_) if !again => again = true,
-            Err(error) => return Err(error.on(key.to_string()).hint("run `clonegate fsck`; other clones are unharmed")),
+            Err(error) => {
+                return Err(error.on(key.to_string()).hint("run `clonegate fsck`; other clones are unharmed"));
+            }
         }
     }
 }
@@ -158,7 +161,9 @@ pub async fn read_checkpoint(store: &Store, clone: CloneId, at: Position, size: 
         match LogState::from_checkpoint(clone, at, &object) {
             Ok(state) => return Ok(state),
             Err(_) if !again => again = true,
-            Err(error) => return Err(error.on(key.to_string()).hint("run `clonegate fsck`; other clones are unharmed")),
+            Err(error) => {
+                return Err(error.on(key.to_string()).hint("run `clonegate fsck`; other clones are unharmed"));
+            }
         }
     }
 }

@@ -370,9 +370,10 @@ impl BlockMap {
 
     /// Appends a run behind all others; for loading a checkpoint.
     pub fn load(&mut self, run: MapRun) {
-        let far = self.leaves.last().is_none_or(|leaf| {
-            leaf.runs.len() >= LEAF_RUNS - LEAF_GROW || run.start - leaf.base >= LEAF_SPAN
-        });
+        let far = self
+            .leaves
+            .last()
+            .is_none_or(|leaf| leaf.runs.len() >= LEAF_RUNS - LEAF_GROW || run.start - leaf.base >= LEAF_SPAN);
         if far {
             let first = self.leaves.is_empty();
             if first && run.start >= LEAF_SPAN {
@@ -491,8 +492,9 @@ mod tests {
     }
 
     fn steps(spread: u64) -> impl Strategy<Value = Vec<Step>> {
-        let one = (0..200u64, 1..40u64, proptest::option::weighted(0.8, (0..4u32, 0..50u32)))
-            .prop_map(move |(start, blocks, place)| Step { start: start * spread, blocks: blocks * spread.min(64), place });
+        let one = (0..200u64, 1..40u64, proptest::option::weighted(0.8, (0..4u32, 0..50u32))).prop_map(
+            move |(start, blocks, place)| Step { start: start * spread, blocks: blocks * spread.min(64), place },
+        );
         proptest::collection::vec(one, 1..400)
     }
 

@@ -71,9 +71,7 @@ impl Objects {
 
     /// All with their indexes.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<Object>)> {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            Some((u32::try_from(index).ok()?, slot.as_ref()?))
-        })
+        self.slots.iter().enumerate().filter_map(|(index, slot)| Some((u32::try_from(index).ok()?, slot.as_ref()?)))
     }
 
     /// One more than the largest index.

@@ -39,3 +39,29 @@ pub trait BaseProvider: Send + Sync + fmt::Debug + 'static {
     /// `NotFound`, and what reading its record gives.
     fn base(&self, id: BaseId) -> BoxFuture<'_, Result<Arc<dyn BaseRead>>>;
 }
+
+impl BaseRead for crate::base::Base {
+    fn id(&self) -> BaseId {
+        Self::id(self)
+    }
+
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+
+    fn try_read(&self, range: ByteRange) -> Option<Segments> {
+        Self::try_read(self, range)
+    }
+
+    fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Segments>> {
+        Box::pin(Self::read(self, range))
+    }
+
+    fn extents(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        Box::pin(Self::extents(self, range))
+    }
+
+    fn prefetch(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
+        Box::pin(Self::prefetch(self, range))
+    }
+}

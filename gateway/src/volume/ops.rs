@@ -106,7 +106,11 @@ impl Committer {
     async fn reset(&mut self, base: Option<Arc<dyn BaseRead>>) -> Result<()> {
         // What can be undone to is what was accepted, so that goes into the log first; otherwise it is dropped unread.
         let undo_until_ms = self.undo_until_ms();
-        if undo_until_ms > 0 { self.drain().await? } else { self.settle().await? }
+        if undo_until_ms > 0 {
+            self.drain().await?
+        } else {
+            self.settle().await?
+        }
         let base = match base {
             Some(base) => Some(base),
             None => self.core.state.read().base.clone(),

@@ -101,7 +101,9 @@ impl Core {
             }
             let listing = Listing::read(&core.store, core.record.id).await?;
             if listing.deleted {
-                return Err(Error::not_found("clone-deleted", "the volume was deleted").on(core.record.name.to_string()));
+                return Err(
+                    Error::not_found("clone-deleted", "the volume was deleted").on(core.record.name.to_string())
+                );
             }
             if seen(&listing) != core.state.read().seen {
                 let Loaded { state: log, listing, .. } = load(&core.store, &core.record).await?;

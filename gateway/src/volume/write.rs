@@ -222,8 +222,7 @@ impl Core {
                 self.check_owner(&state)?;
                 if self.fresh_edges(&state, range, &mut edges) {
                     let batch = state.next_batch;
-                    let (mut first, mut end) =
-                        (range.start() / BLOCK_BYTES, range.end().div_ceil(BLOCK_BYTES));
+                    let (mut first, mut end) = (range.start() / BLOCK_BYTES, range.end().div_ceil(BLOCK_BYTES));
                     for edge in &edges {
                         let part = range.intersect(edge.block);
                         let mut block = BytesMut::zeroed(BLOCK);
@@ -258,7 +257,9 @@ impl Core {
         match &state.role {
             Role::Owner => Ok(()),
             Role::Dead(error) => Err(error.clone()),
-            Role::Reader => Err(Error::internal("not-owner", "a write before ownership").on(self.record.name.to_string())),
+            Role::Reader => {
+                Err(Error::internal("not-owner", "a write before ownership").on(self.record.name.to_string()))
+            }
         }
     }
 

@@ -169,23 +169,17 @@ pub fn decode_checkpoint(object: &[u8]) -> Result<(CheckpointRecord, Vec<BlockOb
     let objects_end = decoded.sections_at + record.objects as usize * OBJECT_BYTES;
     let runs_end = objects_end + record.runs as usize * RUN_BYTES;
     if object.len() != runs_end {
-        return Err(Error::corrupt(
-            "short-record",
-            format!("{} bytes where the record says {runs_end}", object.len()),
-        ));
+        return Err(Error::corrupt("short-record", format!("{} bytes where the record says {runs_end}", object.len())));
     }
     let (object_table, run_table) = object[decoded.sections_at..].split_at(objects_end - decoded.sections_at);
-    for (what, table, stored) in
-        [("object", object_table, record.objects_crc), ("run", run_table, record.runs_crc)]
-    {
+    for (what, table, stored) in [("object", object_table, record.objects_crc), ("run", run_table, record.runs_crc)] {
         let crc = crc32c::crc32c(table);
         if crc != stored {
             let text = format!("the {what} table has checksum {crc:08x}, stored {stored:08x}");
             return Err(Error::corrupt("bad-checksum", text));
         }
     }
-    let objects =
-        object_table.as_chunks::<OBJECT_BYTES>().0.iter().map(decode_object).collect::<Result<Vec<_>>>()?;
+    let objects = object_table.as_chunks::<OBJECT_BYTES>().0.iter().map(decode_object).collect::<Result<Vec<_>>>()?;
     let mut runs = Vec::with_capacity(record.runs as usize);
     let mut end_before = 0u64;
     for bytes in run_table.as_chunks::<RUN_BYTES>().0 {
@@ -256,7 +250,12 @@ mod tests {
             runs_crc: 0,
         };
         let objects = vec![
-            BlockObject { name: ObjectName::Log(Position::new(1, 9)), nonce: Nonce([8; 16]), frames_at: 300, frames: 4 },
+            BlockObject {
+                name: ObjectName::Log(Position::new(1, 9)),
+                nonce: Nonce([8; 16]),
+                frames_at: 300,
+                frames: 4,
+            },
             BlockObject { name: ObjectName::Segment(Epoch(2), 1), nonce: Nonce([9; 16]), frames_at: 99, frames: 16384 },
         ];
         let runs = vec![
