@@ -321,6 +321,7 @@ fn other_methods_and_paths_are_answered_with_what_there_is() {
         ("OPTIONS", DISK, 204, Some("GET, HEAD, PUT, OPTIONS")),
         ("GET", "/v1/clones/nobody/disk", 404, None),
         ("GET", "/v1/nothing", 404, None),
+        ("GET", "/", 200, None),
         ("GET", "/healthz", 200, None),
         ("GET", "/readyz", 200, None),
         ("GET", "/openapi.json", 200, None),

@@ -5,13 +5,53 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts};
 use axum::response::{IntoResponse, Response};
 use clonegate_core::Error;
+use http::StatusCode;
 use http::request::Parts;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
 
 use crate::http::problem;
+use crate::lifecycle::views::ListQuery;
 
 /// What every handler returns.
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
+
+/// What a handler returns that makes something.
+pub(crate) type Created<T> = Result<(StatusCode, Json<T>), Refusal>;
+
+/// Which part of a list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListParams {
+    /// Most items; 100 when absent, at most 10,000.
+    limit: Option<usize>,
+    /// The `next` of the page before.
+    cursor: Option<String>,
+}
+
+impl ListParams {
+    /// As the control layer wants it.
+    pub(crate) fn checked(self) -> Result<ListQuery, Refusal> {
+        if self.limit.is_some_and(|limit| limit == 0 || limit > LIST_MAX) {
+            let error = Error::invalid("bad-query", format!("`limit` is not from 1 to {LIST_MAX}"));
+            return Err(Refusal(error.hint("ask for the rest with the `next` of this page as `cursor`")));
+        }
+        Ok(ListQuery { limit: self.limit, cursor: self.cursor })
+    }
+}
+
+/// Most items of one page.
+const LIST_MAX: usize = 10_000;
+
+/// Whether a change is only to be tried.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DryRun {
+    /// Only say what would be touched.
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+}
 
 /// An error on its way to the client.
 #[derive(Debug)]

@@ -1,10 +1,17 @@
 //! The control interface: an axum router, and the OpenAPI document made from its handlers.
 
 pub(super) mod answer;
+mod bases;
+mod cache;
+mod clones;
+mod console;
+mod datastores;
 mod disks;
 mod extents;
 mod files;
+mod idempotency;
 mod system;
+mod templates;
 
 use std::sync::Arc;
 
@@ -53,8 +60,8 @@ pub(crate) struct Control {
 )]
 struct Described;
 
-/// All routes, with what each says about itself.
-fn routes() -> OpenApiRouter<Control> {
+/// Routes that need no gateway.
+fn system() -> OpenApiRouter<Control> {
     OpenApiRouter::with_openapi(Described::openapi())
         .routes(routes!(system::metrics))
         .routes(routes!(system::healthz))
@@ -63,11 +70,25 @@ fn routes() -> OpenApiRouter<Control> {
         .routes(routes!(extents::extents))
         .routes(routes!(files::partitions))
         .routes(routes!(files::file))
+        .routes(routes!(console::console))
+        .routes(routes!(console::script))
+        .routes(routes!(console::style))
 }
 
-/// The document alone.
+/// Routes of the nouns.
+fn nouns() -> OpenApiRouter<Arc<Gateway>> {
+    OpenApiRouter::new()
+        .merge(datastores::routes())
+        .merge(templates::routes())
+        .merge(bases::routes())
+        .merge(clones::routes())
+        .merge(cache::routes())
+}
+
+/// The document alone, of the whole interface.
 pub(crate) fn document() -> Document {
-    let mut document = routes().into_openapi();
+    let mut document = system().into_openapi();
+    document.merge(nouns().into_openapi());
     document.merge(boot::routes().into_openapi());
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     document
@@ -81,13 +102,16 @@ pub(crate) fn router(
     boot: BootSettings,
     clock: Clock,
 ) -> Router {
-    let (mut router, _) = routes().with_state(Control { exports, metrics }).split_for_parts();
+    let mut all = system().with_state(Control { exports, metrics });
     if let Some(gateway) = gateway {
-        let (routes, _) = boot::routes().with_state(Boot::new(boot, gateway, clock)).split_for_parts();
-        router = router.merge(routes);
+        all = all.merge(nouns().with_state(Arc::clone(&gateway)));
+        all = all.merge(boot::routes().with_state(Boot::new(boot, gateway, clock)));
     }
+    let (router, mut document) = all.split_for_parts();
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     router
-        .layer(axum::Extension(system::Description::of(&document())))
+        .layer(axum::middleware::from_fn_with_state(Arc::new(idempotency::Kept::default()), idempotency::once))
+        .layer(axum::Extension(system::Description::of(&document)))
         .layer(DefaultBodyLimit::max(HTTP_CONTROL_BODY_BYTES_MAX))
         .fallback(no_such_route)
         .method_not_allowed_fallback(method_not_allowed)
