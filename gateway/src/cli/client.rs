@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use clonegate_core::format::sparse::MEDIA_TYPE;
 use clonegate_core::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,7 @@ pub(super) struct Client {
 pub(super) enum Body {
     None,
     Json(serde_json::Value),
+    /// An image, as a stream of sparse frames.
     Stream(reqwest::Body),
 }
 
@@ -79,7 +81,7 @@ impl Client {
         let request = match body {
             Body::None => request,
             Body::Json(value) => request.json(&value),
-            Body::Stream(stream) => request.body(stream),
+            Body::Stream(stream) => request.header(reqwest::header::CONTENT_TYPE, MEDIA_TYPE).body(stream),
         };
         let response = request.send().await.map_err(|e| self.unreachable(e))?;
         let status = response.status();

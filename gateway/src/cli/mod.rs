@@ -7,9 +7,13 @@ mod clone;
 mod config;
 mod datastore;
 mod failure;
+mod image;
 mod output;
 mod process;
+mod running;
+mod serve;
 mod template;
+mod up;
 
 use clap::{Args, Parser, Subcommand};
 use clonegate_core::{Error, Result};
@@ -49,6 +53,10 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Noun {
+    /// Serve clones of a disk image, all in one command
+    Up(up::Up),
+    /// Run a gateway
+    Serve(serve::Serve),
     /// Read and check the configuration
     #[command(subcommand)]
     Config(config::Verb),
@@ -115,6 +123,8 @@ impl Cli {
     pub async fn run(self) -> std::result::Result<(), Failure> {
         let session = Session { server: self.global.server, token: self.global.token, form: self.global.output };
         match self.noun {
+            Noun::Up(up) => up::run(up).await,
+            Noun::Serve(serve) => serve::run(serve).await,
             Noun::Config(verb) => config::run(verb, &session),
             Noun::Datastore(verb) => datastore::run(verb, &session).await,
             Noun::Template(verb) => template::run(verb, &session).await,

@@ -1,14 +1,24 @@
 //! `clonegate template …`
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use clonegate_core::ids::Name;
 
 use super::failure::Failure;
+use super::image::{self, Bar, Format};
 use super::output::{self, Form};
 use super::{DryRun, Session, touched};
+use crate::import;
 use crate::lifecycle::views::{TemplateView, Touched};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
+    /// Make a template of a disk image, or a new version of a template
+    #[command(
+        after_help = "Examples:\n  clonegate template import win11 win11.qcow2 --format qcow2\n  zstdcat debian.raw.zst | clonegate template import debian - --format raw\n  clonegate template import win11 s3://images/win11.raw --format raw --by-reference"
+    )]
+    Import(Import),
     /// Show all templates
     #[command(after_help = "Example:\n  clonegate template list")]
     List,
@@ -40,10 +50,86 @@ pub(super) enum Verb {
     },
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// The template
+    name: String,
+    /// The image: a file, - for standard input (raw), or with --by-reference the URL of a raw image
+    image: String,
+    /// What the image is; it is never guessed from its content
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// The datastore; the first that is online otherwise
+    #[arg(long)]
+    datastore: Option<String>,
+    /// The image stays where it is: s3://bucket/key.raw or file:///dir/image.raw as the gateway sees it
+    #[arg(long)]
+    by_reference: bool,
+    /// One line for people
+    #[arg(long)]
+    description: Option<String>,
+    /// Give new clones this version at once; the first version is published anyway
+    #[arg(long)]
+    publish: bool,
+    /// Deltas that each of its bases takes
+    #[arg(long)]
+    slots: Option<u32>,
+}
+
+async fn import(request: Import, session: &Session) -> Result<(), Failure> {
+    let client = session.client()?;
+    // Before gigabytes are sent in vain.
+    Name::new(request.name.as_str())?;
+    let path = format!("templates/{}/versions", session.segment(&request.name));
+    let publish = request.publish.then_some(true);
+    if request.by_reference {
+        if request.format == Some(Format::Qcow2) {
+            return Err(clonegate_core::Error::unsupported("not-raw", "only raw images can be used by reference")
+                .on(request.image)
+                .hint("convert it: qemu-img convert -O raw, or import it without --by-reference")
+                .into());
+        }
+        let body = serde_json::json!({
+            "by_reference": request.image,
+            "datastore": request.datastore,
+            "description": request.description,
+            "publish": publish,
+            "slots": request.slots,
+        });
+        show(&client.post(&path, &[], &body).await?, session);
+        return Ok(());
+    }
+    let file = PathBuf::from(&request.image);
+    let format = request.format.map_or_else(|| Format::of_ending(&file), Ok)?;
+    let input = image::open(&file, format)?;
+    let bar = Bar::new();
+    let (_, stream) = import::upload(input, bar.clone()).await?;
+    let mut query: Vec<(&str, String)> = Vec::new();
+    query.extend(request.datastore.map(|v| ("datastore", v)));
+    query.extend(request.description.map(|v| ("description", v)));
+    query.extend(file.file_name().map(|v| ("origin", v.to_string_lossy().into_owned())));
+    query.extend(publish.map(|v| ("publish", v.to_string())));
+    query.extend(request.slots.map(|v| ("slots", v.to_string())));
+    // When the image cannot be read on, that is what the user is to hear, not that the upload broke off.
+    let cause = std::sync::Arc::new(parking_lot::Mutex::new(None));
+    let note = std::sync::Arc::clone(&cause);
+    let stream =
+        futures::StreamExt::map(stream, move |part| part.inspect_err(|error| *note.lock() = Some(error.clone())));
+    let sent = client.upload(&path, &query, reqwest::Body::wrap_stream(stream)).await;
+    bar.finish();
+    let imported: TemplateView = match (sent, cause.lock().take()) {
+        (Err(_), Some(error)) => return Err(error.into()),
+        (sent, _) => sent?,
+    };
+    show(&imported, session);
+    Ok(())
+}
+
 pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
     let client = session.client()?;
     let path = |name: &str| format!("templates/{}", session.segment(name));
     match verb {
+        Verb::Import(request) => return import(request, session).await,
         Verb::List => {
             let all: Vec<TemplateView> = client.list("templates").await?;
             if session.form == Form::Json {

@@ -14,6 +14,7 @@ use super::Config;
 /// The keys that can be set by the environment: `listen.nbd_unix` as `CLONEGATE_LISTEN_NBD_UNIX`. Values are written as in TOML.
 const KEYS: &[&str] = &[
     "home",
+    "sources",
     "listen.http",
     "listen.nbd",
     "listen.nbd_unix",

@@ -19,6 +19,8 @@ pub use load::{from_text, load, to_text};
 pub struct Config {
     /// Where names, jobs and decisions are kept; all gateways that share it are one system.
     pub home: Home,
+    /// Directories and buckets whose raw images may be templates by reference, besides the datastores.
+    pub sources: Vec<String>,
     /// Where to listen.
     pub listen: Listen,
     /// The host memory cache in front of base reads.
@@ -45,6 +47,7 @@ impl Default for Config {
             journal: Journal::default(),
             policy: Policy::default(),
             clones: Clones::default(),
+            sources: Vec::new(),
             log: Log::default(),
         }
     }

@@ -14,12 +14,15 @@ use tokio::runtime::Handle;
 use super::advisor::Advisor;
 use super::datastores::{self, DatastoreSettings, Datastores};
 use super::open::OpenDevices;
-use super::volumes::{Bases, Sources, VolumeSettings};
+use super::volumes::{Bases, Sources};
 use crate::catalog::{Catalog, Named};
 use crate::clock::Clock;
+use crate::delta::{DeltaSettings, Engine};
 use crate::icache::ICache;
 use crate::store::{Store, StoreConfig};
 
+/// How often devices that another gateway took over are looked for.
+const LOOK_FOR_DEAD: Duration = Duration::from_secs(1);
 /// How often a datastore that does not answer is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(15);
 /// How often the bytes in datastores are counted.
@@ -40,8 +43,8 @@ pub struct GatewaySettings {
     pub host: String,
     /// Bytes of the iCache.
     pub icache_bytes: u64,
-    /// How volumes are kept.
-    pub volumes: VolumeSettings,
+    /// How deltas are kept.
+    pub delta: DeltaSettings,
     /// A clone that nobody has used for so long is closed.
     pub idle_close: Duration,
     /// A clean disconnect that nobody follows for so long is a power-off.
@@ -64,6 +67,7 @@ pub struct Gateway {
     pub(super) sources: Arc<Sources>,
     pub(super) bases: Mutex<HashMap<Name, Arc<Bases>>>,
     pub(super) open: OpenDevices,
+    pub(super) engine: Arc<Engine>,
 }
 
 impl fmt::Debug for Gateway {
@@ -83,6 +87,7 @@ impl Gateway {
         home.admit(settings.gateway, &settings.host).await?;
         let mut sources = settings.sources.clone();
         sources.extend(settings.datastores.iter().map(|d| d.store.clone()));
+        let engine = Engine::open(settings.delta.clone(), settings.gateway, clock.clone(), Handle::current())?;
         let gateway = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             catalog: Catalog::new(home.clone(), clock.clone()),
@@ -93,6 +98,7 @@ impl Gateway {
             sources: Arc::new(Sources::new(sources, clock.clone())),
             bases: Mutex::default(),
             open: OpenDevices::default(),
+            engine,
             handle: Handle::current(),
             clock,
             settings,
@@ -166,6 +172,7 @@ impl Gateway {
     /// What goes on in the background for as long as the gateway lives.
     fn keep_house(self: &Arc<Self>) {
         self.every(self.settings.idle_close, |gateway| async move { gateway.open.sweep(&gateway.clock).await });
+        self.every(LOOK_FOR_DEAD, |gateway| async move { gateway.open.drop_all_dead() });
         self.every(TRY_AGAIN, |gateway| async move {
             for datastore in gateway.datastores.all() {
                 if datastore.trouble().is_some()
@@ -216,6 +223,11 @@ impl Gateway {
     /// The host memory cache.
     pub fn icache(&self) -> &Arc<ICache> {
         &self.icache
+    }
+
+    /// What the open volumes share.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// The home's store, for those who keep records of their own there.

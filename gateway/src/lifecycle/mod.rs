@@ -20,4 +20,3 @@ mod volumes;
 
 pub use datastores::DatastoreSettings;
 pub use gateway::{Gateway, GatewaySettings};
-pub use volumes::VolumeSettings;

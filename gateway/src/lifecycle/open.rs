@@ -11,10 +11,10 @@ use clonegate_core::ids::{BaseId, CloneId};
 use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 
-use super::volumes::Volume;
 use crate::clock::Clock;
 use crate::device::Device;
 use crate::exports::Attach;
+use crate::volume::Volume;
 
 /// Locks that keep one export from being opened twice at once.
 const STRIPES: usize = 64;
@@ -71,6 +71,11 @@ impl Open {
         let mut sessions = self.sessions.lock();
         sessions.retain(|s| s.number != number);
         !sessions.iter().any(|s| s.write)
+    }
+
+    /// Whether it can no longer be used: another gateway took the clone over.
+    pub(super) fn is_dead(&self) -> bool {
+        self.volume.as_ref().is_some_and(|volume| volume.status().dead.is_some())
     }
 
     fn clients(&self) -> Vec<String> {
@@ -202,8 +207,26 @@ impl OpenDevices {
         });
     }
 
-    /// Closes what nobody has used since the last sweep.
+    /// Forgets a device that can no longer be used, so that the next request opens it anew.
+    pub(super) fn drop_dead(&self, of: Of) {
+        drop(self.remove(of));
+    }
+
+    /// Forgets all of those.
+    pub(super) fn drop_all_dead(&self) {
+        let dead: Vec<Of> = self.names.load().values().filter(|open| open.is_dead()).map(|open| open.of).collect();
+        for of in dead {
+            self.drop_dead(of);
+        }
+    }
+
+    /// Closes what nobody has used since the last sweep. Templates are looked up again in any case: another gateway may have published.
     pub(super) async fn sweep(&self, clock: &Clock) {
+        self.names.rcu(|names| {
+            let mut names = Names::clone(names);
+            names.retain(|text, _| !text.starts_with("template/"));
+            names
+        });
         let idle: Vec<Arc<Open>> = {
             let names = self.names.load();
             let mut seen = std::collections::HashSet::new();
@@ -230,8 +253,8 @@ impl OpenDevices {
         let Some(open) = self.remove(of) else { return };
         let Some(volume) = open.volume.clone() else { return };
         let begun = clock.instant();
-        // One is the device in `open`; another is `volume` when the device is the volume itself.
-        while Arc::strong_count(&open.device) > 2 && begun.elapsed() < LINGER {
+        // Two are in `open` (the volume is its device), one is `volume` here.
+        while Arc::strong_count(&open.device) > 3 && begun.elapsed() < LINGER {
             clock.sleep(Duration::from_millis(20)).await;
         }
         if let Err(error) = volume.close().await {

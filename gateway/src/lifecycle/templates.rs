@@ -293,6 +293,7 @@ impl Gateway {
                 Ok(())
             })
             .await?;
+        self.open.forget_text(&format!("template/{name}"));
         self.template_view(&changed).await
     }
 
@@ -311,6 +312,7 @@ impl Gateway {
                     .on(name.as_str()))
             })
             .await?;
+        self.open.forget_text(&format!("template/{name}"));
         self.template_view(&changed).await
     }
 
@@ -349,6 +351,7 @@ impl Gateway {
             Ok(())
         };
         let (marked, ()) = self.catalog.change(&name, mark).await?;
+        self.open.forget_text(&format!("template/{name}"));
         self.remove_versions(&name, &marked.state, &numbers).await?;
         if version.is_none() {
             // A version that was imported meanwhile keeps the template.

@@ -7,6 +7,7 @@ use clonegate_core::format::base::BaseRecord;
 use clonegate_core::format::catalog::CloneEntry;
 use clonegate_core::ids::{BaseId, Name};
 use clonegate_core::{Error, Result};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -18,6 +19,7 @@ use crate::base::{Base, BaseDevice, RawSources};
 use crate::exports::{CloneRef, ExportName};
 use crate::icache::ICache;
 use crate::store::{Store, StoreConfig};
+use crate::volume::{BaseProvider, BaseRead, Volume, VolumeSetup};
 
 /// The open bases of one datastore; each is opened once and shared by all its clones.
 #[derive(Debug)]
@@ -52,6 +54,12 @@ impl Bases {
         .await?;
         *place = Arc::downgrade(&base);
         Ok(base)
+    }
+}
+
+impl BaseProvider for Bases {
+    fn base(&self, id: BaseId) -> BoxFuture<'_, Result<Arc<dyn BaseRead>>> {
+        Box::pin(async move { Ok(self.open(id).await? as Arc<dyn BaseRead>) })
     }
 }
 
@@ -107,8 +115,10 @@ impl Gateway {
     /// The device of an export, opened if need be.
     pub(super) async fn open_export(self: Arc<Self>, name: ExportName) -> Result<Arc<Open>> {
         let text = name.to_string();
-        if let Some(open) = self.open.find(&text) {
-            return Ok(open);
+        match self.open.find(&text) {
+            Some(open) if open.is_dead() => self.open.drop_dead(open.of),
+            Some(open) => return Ok(open),
+            None => {}
         }
         match name {
             ExportName::Clone(clone) => self.open_clone(&text, &clone).await,
@@ -175,7 +185,13 @@ impl Gateway {
         }
         let datastore = self.datastores.get(&entry.datastore)?;
         datastore.check_online()?;
-        let volume = self.open_volume(&datastore, entry.record).await?;
+        let setup = VolumeSetup {
+            store: datastore.store.clone(),
+            record: entry.record,
+            bases: self.bases_on(&datastore),
+            engine: Arc::clone(&self.engine),
+        };
+        let volume = Volume::open(setup).await?;
         let device: Arc<dyn crate::device::Device> = Arc::clone(&volume) as _;
         let open = Open::new(Of::Clone(id), device, Some(volume));
         self.open.insert(&texts, &open);
@@ -201,83 +217,5 @@ impl Gateway {
             }
         }
         Ok(())
-    }
-}
-
-/// How volumes are kept.
-#[derive(Debug, Clone)]
-pub struct VolumeSettings {
-    /// Directory of the journal.
-    pub journal: std::path::PathBuf,
-}
-
-pub(super) use stand_in::Volume;
-
-impl Gateway {
-    async fn open_volume(
-        &self,
-        datastore: &Arc<Datastore>,
-        record: clonegate_core::format::clone::CloneRecord,
-    ) -> Result<Arc<Volume>> {
-        let base = record.base.ok_or_else(|| Error::unsupported("not-in-this-version", "volumes without a base"))?;
-        let base = self.bases_on(datastore).open(base).await?;
-        Ok(Arc::new(Volume(BaseDevice::new(base, record.name.as_str()))))
-    }
-}
-
-/// Until volumes are there: a clone that reads as its base.
-mod stand_in {
-    use bytes::Bytes;
-    use clonegate_core::Result;
-    use clonegate_core::units::ByteRange;
-    use futures::future::BoxFuture;
-
-    use crate::base::BaseDevice;
-    use crate::device::{Device, DeviceInfo, Extent, Segments, Version, WriteOptions};
-
-    #[derive(Debug)]
-    pub(in crate::lifecycle) struct Volume(pub(super) BaseDevice);
-
-    pub(in crate::lifecycle) struct Status {
-        pub(in crate::lifecycle) delta_bytes: u64,
-    }
-
-    impl Volume {
-        pub(in crate::lifecycle) fn status(&self) -> Status {
-            Status { delta_bytes: 0 }
-        }
-        pub(in crate::lifecycle) async fn close(&self) -> Result<()> {
-            self.0.flush().await
-        }
-    }
-
-    impl Device for Volume {
-        fn info(&self) -> &DeviceInfo {
-            self.0.info()
-        }
-        fn version(&self) -> (Version, u64) {
-            self.0.version()
-        }
-        fn try_read(&self, range: ByteRange) -> Option<Segments> {
-            self.0.try_read(range)
-        }
-        fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Segments>> {
-            self.0.read(range)
-        }
-        fn write(&self, offset: u64, data: Bytes, options: WriteOptions) -> BoxFuture<'_, Result<()>> {
-            self.0.write(offset, data, options)
-        }
-        fn write_zeroes(&self, range: ByteRange, discard: bool, fua: bool) -> BoxFuture<'_, Result<()>> {
-            self.0.write_zeroes(range, discard, fua)
-        }
-        fn flush(&self) -> BoxFuture<'_, Result<()>> {
-            self.0.flush()
-        }
-        fn extents(&self, range: ByteRange) -> BoxFuture<'_, Result<Vec<Extent>>> {
-            self.0.extents(range)
-        }
-        fn prefetch(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
-            self.0.prefetch(range)
-        }
     }
 }

@@ -1,0 +1,255 @@
+//! A gateway that runs in this process: everything that `up` and `serve` start and stop.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clonegate_core::ids::{GatewayId, Name};
+use clonegate_core::{Error, Result};
+use clonegate_policy_host::{Binding, Chains, HostSettings};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::delta::DeltaSettings;
+use crate::exports::Exports;
+use crate::http::{self, HttpServer, HttpSettings};
+use crate::lifecycle::views::to_labels;
+use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
+use crate::metrics::{Kind, Metrics, Sample};
+use crate::nbd::{self, NbdServer, NbdSettings};
+use crate::policy::Policies;
+
+/// Files and sockets that the process may have open, if the system permits so many.
+const OPEN_FILES: u64 = 1 << 20;
+/// How long a stop may take before it is given up.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// A gateway without its sockets.
+pub(super) struct Prepared {
+    pub(super) gateway: Arc<Gateway>,
+    clock: Clock,
+    http: SocketAddr,
+    nbd: Option<SocketAddr>,
+    nbd_unix: Option<std::path::PathBuf>,
+}
+
+/// A gateway that serves.
+pub(super) struct Running {
+    pub(super) gateway: Arc<Gateway>,
+    http: HttpServer,
+    nbd: Option<NbdServer>,
+}
+
+/// Starts everything but the sockets. That their addresses are free is checked first, so that nothing is done in vain.
+pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
+    raise_file_limit();
+    let http = address("listen.http", &config.listen.http)?;
+    let nbd = match config.listen.nbd.as_str() {
+        "" => None,
+        text => Some(address("listen.nbd", text)?),
+    };
+    check_free(http)?;
+    nbd.map_or(Ok(()), check_free)?;
+    let clock = Clock::system();
+    let policies = Policies::start(host_settings(config), clock.clone())?;
+    let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies), clock.clone()).await?;
+    Ok(Prepared { gateway, clock, http, nbd, nbd_unix: config.listen.nbd_unix.clone() })
+}
+
+impl Prepared {
+    /// Opens the sockets.
+    pub(super) async fn serve(self) -> Result<Running> {
+        let metrics = Metrics::new();
+        show_gateway(&metrics, &self.gateway);
+        let exports: Arc<dyn Exports> = Arc::clone(&self.gateway) as _;
+        let settings = HttpSettings { listen: self.http, ..HttpSettings::default() };
+        let gateway = Some(Arc::clone(&self.gateway));
+        let http = http::serve(&settings, Arc::clone(&exports), gateway, &metrics, &self.clock)?;
+        let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
+            None
+        } else {
+            let settings = NbdSettings { listen: self.nbd, unix: self.nbd_unix, ..NbdSettings::default() };
+            Some(nbd::serve(settings, exports).await?)
+        };
+        Ok(Running { gateway: self.gateway, http, nbd })
+    }
+}
+
+impl Running {
+    /// Where HTTP is served.
+    pub(super) fn http(&self) -> SocketAddr {
+        self.http.local_addr()
+    }
+
+    /// Where NBD is served by TCP.
+    pub(super) fn nbd(&self) -> Option<SocketAddr> {
+        self.nbd.as_ref().and_then(NbdServer::local_addr)
+    }
+
+    /// Serves until SIGINT or SIGTERM, then stops: no new connections, answers under way finish, volumes are flushed and closed.
+    pub(super) async fn until_stopped(self) -> Result<()> {
+        let broken = |e: std::io::Error| Error::internal("no-signals", "signals cannot be waited for").because(e);
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping");
+        let Self { gateway, http, nbd } = self;
+        let stop = async {
+            if let Some(nbd) = nbd {
+                nbd.shutdown().await;
+            }
+            http.shutdown().await;
+            gateway.stop().await;
+        };
+        // A second signal, or a store that does not answer, must not keep the process for ever: what was acknowledged is in the journal.
+        tokio::select! {
+            stopped = tokio::time::timeout(STOP_WITHIN, stop) => {
+                if stopped.is_err() {
+                    tracing::warn!("not everything was closed in time; it is recovered at the next start");
+                }
+            }
+            _ = interrupt.recv() => tracing::warn!("stopped at once; what was acknowledged is recovered at the next start"),
+        }
+        Ok(())
+    }
+}
+
+fn address(key: &str, text: &str) -> Result<SocketAddr> {
+    let wrong = |why: String| {
+        Error::invalid("bad-address", format!("{text:?} is no address to listen on: {why}"))
+            .on(key.to_owned())
+            .hint("write HOST:PORT, as 127.0.0.1:8080")
+    };
+    let mut addresses = text.to_socket_addrs().map_err(|e| wrong(e.to_string()))?;
+    addresses.next().ok_or_else(|| wrong("it has none".to_owned()))
+}
+
+fn check_free(address: SocketAddr) -> Result<()> {
+    std::net::TcpListener::bind(address).map(drop).map_err(|e| {
+        let in_use = e.kind() == std::io::ErrorKind::AddrInUse;
+        let (code, what) = if in_use {
+            ("address-in-use", "another program listens there")
+        } else {
+            ("cannot-listen", "it cannot be listened on")
+        };
+        let error = Error::unavailable(code, what).on(address.to_string());
+        if in_use {
+            error.hint("end that program, or choose another port with --listen or --nbd")
+        } else {
+            error.because(e)
+        }
+    })
+}
+
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let most = now.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    if now.current.is_some_and(|current| current < most) {
+        let raised = Rlimit { current: Some(most), maximum: now.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::debug!(%error, "the limit of open files stays as it is");
+        }
+    }
+}
+
+/// This gateway's lasting identity: made at the first start, kept beside the journal, which is of this gateway alone too.
+fn identity(journal: &Path, clock: &Clock) -> Result<GatewayId> {
+    let path = journal.with_extension("gateway");
+    let failed = |e: std::io::Error| {
+        Error::unavailable("no-identity", "the gateway's identity cannot be kept there")
+            .on(path.display().to_string())
+            .because(e)
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|e: Error| e.on(path.display().to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(failed)?;
+            }
+            let id: GatewayId = clock.id();
+            std::fs::write(&path, format!("{id}\n")).map_err(failed)?;
+            Ok(id)
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn delta_settings(config: &Config) -> DeltaSettings {
+    let scratch = config.journal.path.with_extension("scratch");
+    DeltaSettings { journal: Some(config.journal.path.clone()), scratch: Some(scratch), ..DeltaSettings::default() }
+}
+
+/// What this host calls itself, for messages.
+fn host_name() -> String {
+    let said = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    said.map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
+}
+
+fn host_settings(config: &Config) -> HostSettings {
+    let chain = |names: &[String]| names.iter().map(|name| Binding::of(name)).collect();
+    HostSettings {
+        chains: Chains {
+            placement: chain(&config.policy.placement),
+            rollover: chain(&config.policy.rollover),
+            reset: chain(&config.policy.reset),
+        },
+        plugins: config.policy.plugins.clone(),
+        ..HostSettings::default()
+    }
+}
+
+fn settings(config: &Config, clock: &Clock) -> Result<GatewaySettings> {
+    let datastore = |d: &crate::config::Datastore| -> Result<DatastoreSettings> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the configuration was checked to be from 1 to 1000"
+        )]
+        let overcommit_percent = (d.overcommit * 100.0).round() as u32;
+        Ok(DatastoreSettings {
+            capacity: d.capacity.map(|c| c.as_u64()),
+            thin: d.thin,
+            reserve: d.reserve.as_u64(),
+            overcommit_percent,
+            labels: to_labels(&d.labels),
+            ..DatastoreSettings::new(Name::new(d.name.as_str())?, d.store())
+        })
+    };
+    Ok(GatewaySettings {
+        home: config.home.0.clone(),
+        datastores: config.datastore.iter().map(datastore).collect::<Result<_>>()?,
+        sources: config.sources.iter().map(crate::store::StoreConfig::new).collect(),
+        gateway: identity(&config.journal.path, clock)?,
+        host: host_name(),
+        icache_bytes: config.icache.memory.as_u64(),
+        delta: delta_settings(config),
+        idle_close: config.clones.idle_close,
+        power_off_grace: config.clones.power_off_grace,
+        slots_per_base: config.clones.slots_per_base,
+    })
+}
+
+/// What the gateway shows of itself at `/metrics`, besides HTTP.
+fn show_gateway(metrics: &Metrics, gateway: &Arc<Gateway>) {
+    let counter = |name, help, read: fn(&crate::icache::ICacheStats) -> u64, kind| {
+        let icache = Arc::clone(gateway.icache());
+        metrics.add(name, help, kind, move || Sample::plain(read(&icache.stats())));
+    };
+    counter("clonegate_icache_hits", "Chunk reads answered from memory", |s| s.hits, Kind::Counter);
+    counter("clonegate_icache_misses", "Chunk reads that had to be fetched", |s| s.misses, Kind::Counter);
+    counter("clonegate_icache_joins", "Chunk reads that waited for another's fetch", |s| s.joins, Kind::Counter);
+    counter("clonegate_icache_failures", "Fetches that failed", |s| s.failures, Kind::Counter);
+    counter("clonegate_icache_evictions", "Lines dropped to make room", |s| s.evictions, Kind::Counter);
+    counter("clonegate_icache_store_bytes", "Bytes fetched from stores", |s| s.store_bytes, Kind::Counter);
+    counter("clonegate_icache_store_requests", "GETs sent to stores", |s| s.store_requests, Kind::Counter);
+    counter("clonegate_icache_spared_bytes", "Bytes handed out without a fetch", |s| s.spared_bytes, Kind::Counter);
+    counter("clonegate_icache_resident_bytes", "Bytes in memory", |s| s.resident_bytes, Kind::Gauge);
+    counter("clonegate_icache_capacity_bytes", "Most bytes in memory", |s| s.capacity_bytes, Kind::Gauge);
+    counter("clonegate_icache_lines", "Lines in memory", |s| s.entries, Kind::Gauge);
+}
