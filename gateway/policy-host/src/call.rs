@@ -44,7 +44,7 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Stable, for programs: `out-of-fuel`, `time-out`, `out-of-memory`, `stack-overflow`, `crashed`, `does-not-start`,
-    /// `unreadable-answer`, `bad-answer`, `settings`, `input`, `internal`.
+    /// `bad-abi`, `bad-answer`, `settings`, `input`, `internal`.
     pub code: String,
     /// For people.
     pub message: String,
@@ -355,7 +355,10 @@ fn fault(error: &wasmtime::Error, started: bool, meter: &Meter, limits: &Limits)
         _ if meter.refused => memory(),
         Some(trap) => Fault::new("crashed", trap.to_string()),
         None if !started => Fault::new("does-not-start", format!("{error:#}")),
-        None => Fault::new("unreadable-answer", format!("{error:#}")),
+        None => Fault::new(
+            "bad-abi",
+            format!("what it took or gave breaks the canonical ABI, or its answer is too large: {error:#}"),
+        ),
     }
 }
 
