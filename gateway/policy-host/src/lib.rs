@@ -18,6 +18,8 @@ mod pack;
 mod plugin;
 mod record;
 mod replay;
+mod scaffold;
+mod tools;
 mod wit;
 mod workers;
 
@@ -33,3 +35,5 @@ pub use pack::{FileKind, kind, pack};
 pub use plugin::{Plugin, PluginInfo, WIT};
 pub use record::{Attempt, BUILT_IN, RECORD_VERSION, Record};
 pub use replay::{Difference, Replay};
+pub use scaffold::scaffold;
+pub use tools::{INPUT_BYTES_MAX, Input, Measured, RUNS_MAX, measure};
