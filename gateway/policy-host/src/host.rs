@@ -1,6 +1,6 @@
 //! The plugins of a gateway and their chains: asks, records, and exchanges plugins while it runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -290,6 +290,52 @@ impl PolicyHost {
             records_lost: self.journal.lost(),
             ticks: self.engine.ticks(),
         }
+    }
+
+    /// The newest `limit` decisions since a time, oldest of them first. Reads files.
+    ///
+    /// # Errors
+    /// `bad-records` (invalid), `decisions-directory` (unavailable).
+    pub fn decisions(&self, slot: Option<Slot>, since_ms: u64, limit: usize) -> Result<Vec<Record>> {
+        let wanted = |r: &Record| slot.is_none_or(|s| r.question.slot() == s) && r.context.now_ms >= since_ms;
+        let mut found = VecDeque::new();
+        self.each_decision(|record| {
+            if wanted(&record) {
+                if found.len() == limit {
+                    found.pop_front();
+                }
+                found.push_back(record);
+            }
+            true
+        })?;
+        found.truncate(limit);
+        Ok(found.into())
+    }
+
+    /// One decision by its id. Reads files.
+    ///
+    /// # Errors
+    /// `bad-records` (invalid), `decisions-directory` (unavailable).
+    pub fn decision(&self, id: &str) -> Result<Option<Record>> {
+        let mut found = None;
+        self.each_decision(|record| {
+            if record.decision == id {
+                found = Some(record);
+            }
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
+    fn each_decision(&self, mut each: impl FnMut(Record) -> bool) -> Result<()> {
+        if let Some((directory, _)) = &self.settings.records {
+            self.journal.flush();
+            return crate::journal::read(directory, each);
+        }
+        let mut records: Vec<_> = Slot::ALL.into_iter().flat_map(|slot| self.journal.recent(slot)).collect();
+        records.sort_by_key(|r| r.context.now_ms);
+        let _ = records.into_iter().all(|record| each(Record::clone(&record)));
+        Ok(())
     }
 
     /// The log of decisions.

@@ -38,10 +38,8 @@ pub fn scaffold(parent: &Path, name: &str, sdk: Option<&Path>) -> Result<Vec<Pat
     let mut written = Vec::new();
     for (file, text) in FILES {
         let path = root.join(file);
-        let text = text
-            .replace("PLUGIN_NAME", name)
-            .replace("PLUGIN_FILE", &name.replace('-', "_"))
-            .replace("\"SDK\"", &sdk);
+        let text =
+            text.replace("PLUGIN_NAME", name).replace("PLUGIN_FILE", &name.replace('-', "_")).replace("\"SDK\"", &sdk);
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(|e| failed(directory, e))?;
         }

@@ -9,6 +9,7 @@ mod datastore;
 mod failure;
 mod image;
 mod output;
+mod plugin;
 mod process;
 mod running;
 mod serve;
@@ -75,6 +76,9 @@ enum Noun {
     /// The host memory cache in front of base reads
     #[command(subcommand)]
     Cache(cache::Verb),
+    /// Policies in WebAssembly: write, try, install
+    #[command(subcommand)]
+    Plugin(plugin::Verb),
 }
 
 /// What every command knows.
@@ -131,6 +135,7 @@ impl Cli {
             Noun::Base(verb) => base::run(verb, &session).await,
             Noun::Clone(verb) => clone::run(verb, &session).await,
             Noun::Cache(verb) => cache::run(verb, &session).await,
+            Noun::Plugin(verb) => plugin::run(verb, &session).await,
         }
     }
 }

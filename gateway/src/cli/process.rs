@@ -9,6 +9,10 @@ use super::Cli;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Before anything else: this process may be the one that compiles a plugin, with little memory and no threads to spare.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == clonegate_policy_host::CHILD_VERB) {
+        return clonegate_policy_host::compile_child_main();
+    }
     let cli = Cli::parse();
     let filter = EnvFilter::try_new(cli.log().unwrap_or("warn")).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -8,6 +8,7 @@ mod control;
 mod disk;
 mod download;
 mod io;
+mod plugins;
 pub mod problem;
 mod server;
 mod service;
@@ -39,7 +40,14 @@ pub fn serve(
     clock: &Clock,
 ) -> Result<HttpServer> {
     let boot = settings.boot.clone();
-    let router = control::router(Arc::clone(&exports), gateway, Arc::clone(metrics), boot, clock.clone());
+    let router = control::router(
+        Arc::clone(&exports),
+        gateway,
+        settings.policies.clone(),
+        Arc::clone(metrics),
+        boot,
+        clock.clone(),
+    );
     HttpServer::start(settings, exports, router, metrics, clock.clone())
 }
 

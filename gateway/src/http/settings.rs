@@ -1,7 +1,10 @@
 //! What an operator may set of the HTTP server.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
+
+use clonegate_policy_host::PolicyHost;
 
 use super::boot::BootSettings;
 
@@ -28,6 +31,8 @@ pub struct HttpSettings {
     pub write_buffers_bytes: u32,
     /// The boot routes.
     pub boot: BootSettings,
+    /// The plugins, whose routes are there only with them.
+    pub policies: Option<Arc<PolicyHost>>,
 }
 
 impl Default for HttpSettings {
@@ -43,6 +48,7 @@ impl Default for HttpSettings {
             drain_timeout: Duration::from_secs(10),
             write_buffers_bytes: 256 * 1024 * 1024,
             boot: BootSettings::default(),
+            policies: None,
         }
     }
 }

@@ -9,7 +9,13 @@ macro_rules! embedded {
 }
 
 /// Name in chains, and component. They are loaded only when a chain names them.
-pub const EMBEDDED: [Embedded; 2] = embedded! {
+pub const EMBEDDED: [Embedded; 8] = embedded! {
+    "base-affinity" => "base-affinity",
     "default" => "defaults",
+    "exam-room" => "exam-room",
     "headroom" => "defaults",
+    "patch-waves" => "patch-waves",
+    "reset-schedule" => "reset-schedule",
+    "spread" => "spread",
+    "tenant-tier" => "tenant-tier",
 };

@@ -19,12 +19,14 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use clonegate_core::Error;
 use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
+use clonegate_policy_host::PolicyHost;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::boot::{self, Boot, BootSettings};
+use super::plugins;
 use super::problem::Problem;
 use crate::clock::Clock;
 use crate::exports::Exports;
@@ -90,6 +92,7 @@ pub(crate) fn document() -> Document {
     let mut document = system().into_openapi();
     document.merge(nouns().into_openapi());
     document.merge(boot::routes().into_openapi());
+    document.merge(plugins::routes().into_openapi());
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     document
 }
@@ -98,6 +101,7 @@ pub(crate) fn document() -> Document {
 pub(crate) fn router(
     exports: Arc<dyn Exports>,
     gateway: Option<Arc<Gateway>>,
+    policies: Option<Arc<PolicyHost>>,
     metrics: Arc<Metrics>,
     boot: BootSettings,
     clock: Clock,
@@ -106,6 +110,9 @@ pub(crate) fn router(
     if let Some(gateway) = gateway {
         all = all.merge(nouns().with_state(Arc::clone(&gateway)));
         all = all.merge(boot::routes().with_state(Boot::new(boot, gateway, clock)));
+    }
+    if let Some(policies) = policies {
+        all = all.merge(plugins::routes().with_state(policies));
     }
     let (router, mut document) = all.split_for_parts();
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
