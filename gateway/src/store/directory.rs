@@ -115,6 +115,8 @@ fn publish(staged: &Path, place: &Path, body: &[u8]) -> io::Result<PutNew> {
     let linked = match fs::hard_link(staged, place) {
         Ok(()) => Ok(PutNew::Created),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => whose(place, body),
+        // A file of ours was just made here, so it is not for want of rights: FAT and its like say it this way.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(io::ErrorKind::Unsupported.into()),
         Err(e) => Err(e),
     };
     // Whatever happened, the staged name has served; one that stays is swept.

@@ -127,6 +127,10 @@ impl Facts {
             return self.by_transport(kind);
         }
         if let Some(kind) = self.io {
+            // Linking a file that was just made here is not refused for want of rights: FAT and its like say it this way.
+            if kind == io::ErrorKind::PermissionDenied && cause.to_string().contains("Unable to rename file") {
+                return by_io(io::ErrorKind::Unsupported, None);
+            }
             return by_io(kind, self.raw_os);
         }
         Failure::lasting(Error::unavailable("store-failed", "the store gave an answer that is not understood"))

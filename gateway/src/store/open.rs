@@ -136,6 +136,7 @@ fn under<S: ObjectStore>(store: S, prefix: Path) -> Arc<dyn ObjectStore> {
 
 fn open_service(config: &StoreConfig, parts: &Parts<'_>, label: String) -> Result<Opened> {
     tls::install_provider();
+    check_settings(config, parts, &label)?;
     let prefix = prefix_of(&label, parts.path)?;
     let client = client(config, &label)?;
     // Retrying is done by us alone, so that a deadline is a deadline and a count is a count.
@@ -147,6 +148,46 @@ fn open_service(config: &StoreConfig, parts: &Parts<'_>, label: String) -> Resul
         _ => under(azure(config, parts.authority, client, retry).build().map_err(wrong)?, prefix),
     };
     Ok(Opened { objects, label, directory: None })
+}
+
+/// What the builders below would take, or report in their own words only when the first request fails.
+fn check_settings(config: &StoreConfig, parts: &Parts<'_>, label: &str) -> Result<()> {
+    let wrong = |why: String| Error::invalid("bad-store-setting", why).on(label);
+    if let Some(endpoint) = &config.endpoint {
+        let host = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        let Some(host) = host.filter(|host| !host.is_empty()) else {
+            let why = format!("endpoint {endpoint:?} is no http:// or https:// url");
+            return Err(wrong(why).hint(format!("write endpoint = \"http://{endpoint}\" or \"https://{endpoint}\"")));
+        };
+        if host.contains('@') {
+            return Err(wrong("credentials do not belong in the endpoint".to_owned()));
+        }
+        if parts.scheme == "s3" && host.trim_end_matches('/').contains('/') {
+            let hint = "the endpoint is the service alone; the bucket stands in the url: s3://bucket/prefix";
+            return Err(wrong(format!("endpoint {endpoint:?} has a path")).hint(hint));
+        }
+    }
+    if config.access_key_id.is_some() != config.secret_access_key.is_some() && parts.scheme != "gs" {
+        return Err(wrong("access_key_id and secret_access_key are given both or neither".to_owned()));
+    }
+    if config.session_token.is_some() && config.access_key_id.is_none() {
+        return Err(wrong("session_token is given without access_key_id".to_owned()));
+    }
+    let of_environment = |names: &[&str]| names.iter().any(|name| std::env::var_os(name).is_some());
+    // Without any, the metadata service of a cloud is asked, which outside of one is a long wait for nothing.
+    const AWS: [&str; 4] = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ];
+    if parts.scheme == "s3" && config.endpoint.is_some() && config.access_key_id.is_none() && !of_environment(&AWS) {
+        return Err(Error::denied("no-credentials", "there are no credentials for this store").on(label).hint(
+            "set access_key_id and secret_access_key for it, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the \
+             environment of the gateway",
+        ));
+    }
+    Ok(())
 }
 
 fn client(config: &StoreConfig, label: &str) -> Result<ClientOptions> {
@@ -174,7 +215,8 @@ fn client(config: &StoreConfig, label: &str) -> Result<ClientOptions> {
     }
     match config.proxy.as_deref() {
         None => {}
-        Some("none") => client = client.with_proxy_url("http://0.0.0.0:0").with_proxy_excludes("*"),
+        // A proxy that no host goes through: "*" alone would mean names and not addresses.
+        Some("none") => client = client.with_proxy_url("http://0.0.0.0:0").with_proxy_excludes("*,0.0.0.0/0,::/0"),
         Some(proxy) if proxy.starts_with("http://") || proxy.starts_with("https://") => {
             client = client.with_proxy_url(proxy);
         }
@@ -261,6 +303,34 @@ mod tests {
             assert_eq!(error.code(), "bad-store-url", "{url}");
             assert!(!error.to_string().contains("secret@"), "{error}");
         }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_before_anything_is_asked() {
+        let keys = StoreConfig {
+            access_key_id: Some("key".into()),
+            secret_access_key: Some(Secret::new("hunter2")),
+            ..StoreConfig::new("s3://vdi")
+        };
+        let endpoint = |endpoint: &str| StoreConfig { endpoint: Some(endpoint.into()), ..keys.clone() };
+        for (config, code) in [
+            (endpoint("minio:9000"), "bad-store-setting"),
+            (endpoint("http://"), "bad-store-setting"),
+            (endpoint("http://minio:9000/vdi"), "bad-store-setting"),
+            (endpoint("http://key:hunter2@minio:9000"), "bad-store-setting"),
+            (StoreConfig { secret_access_key: None, ..keys.clone() }, "bad-store-setting"),
+            (StoreConfig { proxy: Some("proxy:3128".into()), ..keys.clone() }, "bad-store-setting"),
+            (StoreConfig { ca_file: Some("/nonexistent.pem".into()), ..keys.clone() }, "bad-ca-file"),
+            (
+                StoreConfig { endpoint: Some("http://minio:9000".into()), ..StoreConfig::new("s3://vdi") },
+                "no-credentials",
+            ),
+        ] {
+            let error = Store::open(&config, &Clock::system()).unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        assert!(Store::open(&endpoint("http://minio:9000/"), &Clock::system()).is_ok());
     }
 
     #[test]

@@ -96,8 +96,7 @@ impl Store {
                     if got.meta.size < range.end() {
                         return Err(Failure::lasting(errors::too_short().on(&name)));
                     }
-                    let message = "the store answers a ranged read with another range";
-                    return Err(Failure::lasting(Error::unsupported("store-ignores-range", message).on(&name)));
+                    return Err(Failure::lasting(ignores_range(&name)));
                 }
                 inner.body(got, &name).await
             })
@@ -241,6 +240,9 @@ fn same_etag(one: &str, other: &str) -> bool {
 fn part_failure(cause: object_store::Error, name: &str) -> Failure {
     if let object_store::Error::Generic { source, .. } = &cause {
         let text = source.to_string().to_ascii_lowercase();
+        if text.contains("non-partial response") || (text.starts_with("requested ") && text.contains(", got ")) {
+            return Failure::lasting(ignores_range(name));
+        }
         if text.contains("invalid range")
             || text.contains("range was invalid")
             || text.contains("wanted range starting")
@@ -249,6 +251,12 @@ fn part_failure(cause: object_store::Error, name: &str) -> Failure {
         }
     }
     errors::map(cause, name)
+}
+
+fn ignores_range(name: &str) -> Error {
+    Error::unsupported("store-ignores-range", "the store answers a ranged read with other bytes than were asked for")
+        .on(name)
+        .hint("a proxy or cache between here and the store may strip the Range header")
 }
 
 fn short(name: &str, got: u64, promised: u64) -> Failure {

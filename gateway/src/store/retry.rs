@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use clonegate_core::Error;
+use tokio::sync::Semaphore;
 
 use super::config::StoreConfig;
 use super::errors::{self, Failure};
@@ -16,16 +17,24 @@ const WAIT_MOST: Duration = Duration::from_secs(3);
 /// A body of this many bytes adds a second to the time that a request may take.
 const BYTES_PER_SECOND_LEAST: u64 = 1024 * 1024;
 
-/// How long to wait and how often to try.
-#[derive(Debug, Clone)]
+/// Requests that one store has under way at a time; more wait for their turn. It bounds connections and open files.
+const REQUESTS_MAX: usize = 256;
+
+/// How long to wait, how often to try, and how many requests at a time.
+#[derive(Debug)]
 pub(super) struct Patience {
     request_timeout: Duration,
     retry_for: Duration,
+    turns: Semaphore,
 }
 
 impl Patience {
     pub(super) fn of(config: &StoreConfig) -> Self {
-        Self { request_timeout: config.request_timeout, retry_for: config.retry_for }
+        Self {
+            request_timeout: config.request_timeout,
+            retry_for: config.retry_for,
+            turns: Semaphore::new(REQUESTS_MAX),
+        }
     }
 
     /// Waits for one step of a request, one that carries `bytes` of a body, as long as it may take.
@@ -56,10 +65,12 @@ impl Patience {
         let mut attempts = 0u32;
         loop {
             attempts += 1;
+            let turn = self.turns.acquire().await;
             let failure = match send().await {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
             };
+            drop(turn);
             let waited = clock.instant().saturating_duration_since(begun);
             if !failure.transient || (attempts > 1 && waited + wait > self.retry_for) {
                 return Err(failure.error);
