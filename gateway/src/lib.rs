@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` at the root of the project is the map of these modules and says which may import which.
 
 pub mod base;
+pub mod bench;
 pub mod catalog;
 pub mod cli;
 pub mod clock;

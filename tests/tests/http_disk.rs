@@ -395,3 +395,20 @@ fn extents_are_paged() {
         assert_eq!(page(&mut http, query)["code"], code, "{query}");
     }
 }
+
+#[test]
+fn the_load_generator_counts_what_it_gets() {
+    let rig = rig();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let load = |path: &str, block| clonegate::bench::http::HttpLoad {
+        url: format!("http://{}{path}", rig.address).parse().unwrap(),
+        connections: 4,
+        block,
+        duration: std::time::Duration::from_millis(200),
+        threads: 2,
+    };
+    let report = runtime.block_on(clonegate::bench::http::run(load(DISK, 4096), &Clock::system())).unwrap();
+    assert!(report.requests > 0 && report.errors == 0 && report.p50_us <= report.p99_us, "{report:?}");
+    let error = runtime.block_on(clonegate::bench::http::run(load("/v1/clones/nobody/disk", 4096), &Clock::system()));
+    assert_eq!(error.unwrap_err().code(), "bad-object");
+}

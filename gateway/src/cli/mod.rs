@@ -1,6 +1,7 @@
 //! The commands: noun, then verb. They talk REST to a gateway, except those that are a gateway.
 
 mod base;
+mod bench;
 mod cache;
 mod client;
 mod clone;
@@ -79,6 +80,9 @@ enum Noun {
     /// Policies in WebAssembly: write, try, install
     #[command(subcommand)]
     Plugin(plugin::Verb),
+    /// Load generators, usable on any server
+    #[command(subcommand)]
+    Bench(bench::Verb),
 }
 
 /// What every command knows.
@@ -136,6 +140,7 @@ impl Cli {
             Noun::Clone(verb) => clone::run(verb, &session).await,
             Noun::Cache(verb) => cache::run(verb, &session).await,
             Noun::Plugin(verb) => plugin::run(verb, &session).await,
+            Noun::Bench(verb) => bench::run(verb, &session).await,
         }
     }
 }

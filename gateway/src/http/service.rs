@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
+use bytes::Bytes;
 use clonegate_core::Error;
+use clonegate_core::format::sparse::MEDIA_TYPE;
+use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
 use futures::future::BoxFuture;
 use http::{Request, Response, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -49,7 +52,7 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        self.watch.serving();
+        self.watch.begin();
         let answer = if host_is_right(&request) {
             disk::at_once(&self.shared, &self.watch, request)
         } else {
@@ -77,15 +80,19 @@ async fn later(shared: Arc<Shared>, watch: Arc<Watch>, request: Request<Incoming
     let response = if DiskRoute::parse(request.uri().path()).is_some() {
         disk::serve(&shared, &watch, request).await
     } else {
-        let response = route(&shared, request).await;
+        let response = route(&shared, &watch, request).await;
         watch.ward.counters.answered(RouteClass::Control, response.status().as_u16());
         response
     };
     response.map(|body| body.watched(watch))
 }
 
-async fn route(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
-    let answer = shared.main.spawn(shared.router.clone().oneshot(request.map(axum::body::Body::new)));
+async fn route(shared: &Shared, watch: &Arc<Watch>, request: Request<Incoming>) -> Response<Body> {
+    let upload = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE);
+    let bound = (!upload).then_some(HTTP_CONTROL_BODY_BYTES_MAX as u64);
+    let watch = Arc::clone(watch);
+    let request = request.map(|body| axum::body::Body::new(RequestBody { inner: body, watch, bound }));
+    let answer = shared.main.spawn(shared.router.clone().oneshot(request));
     match answer.await {
         Ok(Ok(response)) => response.map(Body::router),
         Ok(Err(never)) => match never {},
@@ -93,6 +100,35 @@ async fn route(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
             let error = Error::internal("handler-died", "the request could not be answered because of a bug");
             problem::respond(&error).map(Body::full)
         }
+    }
+}
+
+/// A request body for the router, which tells the watch when its handler waits for the client.
+struct RequestBody {
+    inner: Incoming,
+    watch: Arc<Watch>,
+    bound: Option<u64>,
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        match &polled {
+            Poll::Pending => self.watch.awaiting_body(self.bound),
+            Poll::Ready(_) => self.watch.serving(),
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

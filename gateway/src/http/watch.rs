@@ -228,6 +228,12 @@ impl Watch {
         self.enter(Phase::Serving);
     }
 
+    /// A new request is here: nothing is known of its body yet.
+    pub(super) fn begin(&self) {
+        self.body_end.store(0, Relaxed);
+        self.enter(Phase::Serving);
+    }
+
     /// The body of the request is being read: `bytes` of it.
     pub(super) fn reading_body(&self, bytes: u64) {
         let period_ms = self.ward.limits.period.as_millis().max(1);
@@ -235,6 +241,20 @@ impl Watch {
         let grace = u32::try_from(grace).unwrap_or(u32::MAX / 2).saturating_add(self.ward.limits.body);
         self.body_end.store(self.ward.now().saturating_add(grace), Relaxed);
         self.enter(Phase::Body);
+    }
+
+    /// The handler of a request waits for the rest of its body, of at most `bytes`; `None` for an upload of any length.
+    pub(super) fn awaiting_body(&self, bytes: Option<u64>) {
+        if self.phase() != Phase::Body {
+            match bytes {
+                Some(bytes) if self.body_end.load(Relaxed) == 0 => self.reading_body(bytes),
+                Some(_) => self.enter(Phase::Body),
+                None => {
+                    self.body_end.store(u32::MAX, Relaxed);
+                    self.enter(Phase::Body);
+                }
+            }
+        }
     }
 
     /// Bytes came in.

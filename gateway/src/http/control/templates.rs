@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest, Path, Request, State};
+use clonegate_core::Error;
+use clonegate_core::format::sparse::MEDIA_TYPE;
+use futures::{StreamExt, TryStreamExt};
 use http::StatusCode;
+use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -12,8 +16,9 @@ use utoipa_axum::routes;
 
 use super::answer::{Answer, Created, JsonBody, ListParams, Query};
 use crate::http::problem::Problem;
+use crate::import::{Input, NoProgress};
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{Page, ReferenceTemplate, TemplateView, Touched};
+use crate::lifecycle::views::{ImportTemplate, Page, ReferenceTemplate, TemplateView, Touched};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
@@ -21,7 +26,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(show, delete))
         .routes(routes!(publish))
         .routes(routes!(rollback))
-        .routes(routes!(reference))
+        .routes(routes!(add_version))
 }
 
 /// All templates.
@@ -102,14 +107,48 @@ struct Reference {
     slots: Option<u32>,
 }
 
-/// Makes a version, and the template when it is the first.
-#[utoipa::path(post, path = "/v1/templates/{template}/versions", tag = "templates", params(("template" = String, Path, description = "Name")), request_body = Reference, responses((status = 201, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn reference(
+/// What is said about an upload, besides its bytes.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct UploadQuery {
+    /// The datastore; the first that is online when absent.
+    datastore: Option<String>,
+    /// One line for people.
+    description: Option<String>,
+    /// Where it came from, for people: a file name.
+    origin: Option<String>,
+    /// Whether new clones get this version at once. Absent: only if it is the first.
+    publish: Option<bool>,
+    /// Deltas that a base of it takes; 128 when absent.
+    slots: Option<u32>,
+}
+
+/// Makes a version, and the template when it is the first: of an uploaded image, a sparse frame stream, or of one that lies in a
+/// store already.
+#[utoipa::path(
+    post, path = "/v1/templates/{template}/versions", tag = "templates",
+    params(("template" = String, Path, description = "Name"), UploadQuery),
+    request_body(content((Reference = "application/json"), (Vec<u8> = "application/vnd.clonegate.sparse")), description = "Where the image is, or the image itself"),
+    responses((status = 201, body = TemplateView), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 415, body = Problem))
+)]
+async fn add_version(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
-    JsonBody(request): JsonBody<Reference>,
+    Query(query): Query<UploadQuery>,
+    request: Request,
 ) -> Created<TemplateView> {
-    let Reference { by_reference: url, datastore, description, publish, slots } = request;
-    let request = ReferenceTemplate { name, datastore, description, publish, slots, url };
-    Ok((StatusCode::CREATED, Json(gateway.reference_template(request).await?)))
+    let made = if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE) {
+        let UploadQuery { datastore, description, origin, publish, slots } = query;
+        let upload = ImportTemplate { name, datastore, description, origin, publish, slots };
+        // Not by axum's body extractors: those have a limit.
+        let stream = request.into_body().into_data_stream().map_err(|error| {
+            Error::invalid("body-broken", "the upload broke off").because(error).hint("send it again: nothing was kept")
+        });
+        gateway.import_template(upload, Input::Frames(stream.boxed()), Arc::new(NoProgress)).await?
+    } else {
+        let JsonBody(reference) = JsonBody::<Reference>::from_request(request, &()).await?;
+        let Reference { by_reference: url, datastore, description, publish, slots } = reference;
+        gateway.reference_template(ReferenceTemplate { name, datastore, description, publish, slots, url }).await?
+    };
+    Ok((StatusCode::CREATED, Json(made)))
 }
