@@ -1,7 +1,7 @@
 //! Which plugins are asked for what, in which order, with which settings.
 
 use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use clonegate_core::advice::Slot;
 
@@ -30,7 +30,7 @@ pub enum OnFailure {
 }
 
 /// One plugin in the chain of a slot. In configuration a name alone, or a table.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// The name that it is installed under.
     pub plugin: String,
@@ -44,18 +44,28 @@ pub struct Binding {
     pub on_failure: OnFailure,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Table {
     plugin: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pools: Vec<String>,
     #[serde(default)]
     mode: Mode,
     #[serde(default)]
-    settings: serde_json::Value,
-    #[serde(default, alias = "on_failure")]
     on_failure: OnFailure,
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    settings: serde_json::Value,
+}
+
+impl Serialize for Binding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::of(&self.plugin) {
+            return serializer.serialize_str(&self.plugin);
+        }
+        let Self { plugin, pools, mode, settings, on_failure } = self.clone();
+        Table { plugin, pools, mode, on_failure, settings }.serialize(serializer)
+    }
 }
 
 impl Binding {
@@ -108,7 +118,7 @@ impl<'de> Deserialize<'de> for Binding {
 }
 
 /// The chains of the three slots.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Chains {
     /// Asked where clones go.
@@ -183,6 +193,9 @@ mod tests {
         assert_eq!(chains.placement[0], Binding::of("spread"));
         assert_eq!((chains.placement[1].mode, chains.placement[1].settings["x"].as_i64()), (Mode::Shadow, Some(1)));
         assert_eq!(chains.reset, Chains::default().reset);
+        let text = serde_json::to_string(&chains).unwrap();
+        assert_eq!(serde_json::from_str::<Chains>(&text).unwrap(), chains);
+        assert!(text.starts_with(r#"{"placement":["spread",{"plugin":"tenant","pools""#), "{text}");
         let wrong = serde_json::from_str::<Chains>(r#"{"reset": [{"plugin": "a", "colour": 1}]}"#).unwrap_err();
         assert!(wrong.to_string().contains("colour"), "{wrong}");
     }

@@ -1,13 +1,13 @@
 //! A gateway that runs in this process: everything that `up` and `serve` start and stop.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clonegate_core::ids::{GatewayId, Name};
 use clonegate_core::{Error, Result};
-use clonegate_policy_host::{Binding, Chains, HostSettings};
+use clonegate_policy_host::{Chains, Compiler, HostSettings, LinkStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
@@ -29,10 +29,11 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// A gateway without its sockets.
 pub(super) struct Prepared {
     pub(super) gateway: Arc<Gateway>,
+    policies: Policies,
     clock: Clock,
     http: SocketAddr,
     nbd: Option<SocketAddr>,
-    nbd_unix: Option<std::path::PathBuf>,
+    nbd_unix: Option<PathBuf>,
 }
 
 /// A gateway that serves.
@@ -53,9 +54,9 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     check_free(http)?;
     nbd.map_or(Ok(()), check_free)?;
     let clock = Clock::system();
-    let policies = Policies::start(host_settings(config), clock.clone())?;
-    let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies), clock.clone()).await?;
-    Ok(Prepared { gateway, clock, http, nbd, nbd_unix: config.listen.nbd_unix.clone() })
+    let policies = Policies::start(host_settings(config)?, clock.clone())?;
+    let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies.clone()), clock.clone()).await?;
+    Ok(Prepared { gateway, policies, clock, http, nbd, nbd_unix: config.listen.nbd_unix.clone() })
 }
 
 impl Prepared {
@@ -63,8 +64,10 @@ impl Prepared {
     pub(super) async fn serve(self) -> Result<Running> {
         let metrics = Metrics::new();
         show_gateway(&metrics, &self.gateway);
+        show_policies(&metrics, &self.policies);
         let exports: Arc<dyn Exports> = Arc::clone(&self.gateway) as _;
-        let settings = HttpSettings { listen: self.http, ..HttpSettings::default() };
+        let policies = Some(Arc::clone(self.policies.host()));
+        let settings = HttpSettings { listen: self.http, policies, ..HttpSettings::default() };
         let gateway = Some(Arc::clone(&self.gateway));
         let http = http::serve(&settings, Arc::clone(&exports), gateway, &metrics, &self.clock)?;
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
@@ -191,17 +194,25 @@ fn host_name() -> String {
     said.map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
 }
 
-fn host_settings(config: &Config) -> HostSettings {
-    let chain = |names: &[String]| names.iter().map(|name| Binding::of(name)).collect();
-    HostSettings {
+/// Plugins and decisions lie beside the journal unless the configuration says where.
+fn host_settings(config: &Config) -> Result<HostSettings> {
+    let policy = &config.policy;
+    let beside = |path: &Option<PathBuf>, name: &str| match path {
+        Some(path) => path.clone(),
+        None => config.journal.path.with_file_name(name),
+    };
+    Ok(HostSettings {
         chains: Chains {
-            placement: chain(&config.policy.placement),
-            rollover: chain(&config.policy.rollover),
-            reset: chain(&config.policy.reset),
+            placement: policy.placement.clone(),
+            rollover: policy.rollover.clone(),
+            reset: policy.reset.clone(),
         },
-        plugins: config.policy.plugins.clone(),
+        allow_persistent_reset: policy.allow_persistent_reset,
+        records: Some((beside(&policy.decisions, "decisions"), policy.decisions_max.as_u64())),
+        plugins: Some(beside(&policy.plugins, "plugins")),
+        compiler: Compiler::this_program()?,
         ..HostSettings::default()
-    }
+    })
 }
 
 fn settings(config: &Config, clock: &Clock) -> Result<GatewaySettings> {
@@ -252,4 +263,46 @@ fn show_gateway(metrics: &Metrics, gateway: &Arc<Gateway>) {
     counter("clonegate_icache_resident_bytes", "Bytes in memory", |s| s.resident_bytes, Kind::Gauge);
     counter("clonegate_icache_capacity_bytes", "Most bytes in memory", |s| s.capacity_bytes, Kind::Gauge);
     counter("clonegate_icache_lines", "Lines in memory", |s| s.entries, Kind::Gauge);
+}
+
+/// What it shows of its policies: one value for each place of a plugin in a chain.
+fn show_policies(metrics: &Metrics, policies: &Policies) {
+    let links = |name, help, read: fn(&LinkStatus) -> u64, kind| {
+        let host = Arc::clone(policies.host());
+        metrics.add(name, help, kind, move || {
+            let of = |plugin: String, link: &LinkStatus| Sample {
+                labels: vec![("plugin", plugin), ("slot", link.slot.to_string())],
+                value: read(link),
+            };
+            host.list()
+                .iter()
+                .flat_map(|p| p.links.iter().map(|link| of(p.name.clone(), link)).collect::<Vec<_>>())
+                .collect()
+        });
+    };
+    links("clonegate_policy_calls", "Questions that a plugin was asked", |l| l.asked, Kind::Counter);
+    links("clonegate_policy_failures", "Calls that failed or were ended", |l| l.failed, Kind::Counter);
+    links(
+        "clonegate_policy_skipped",
+        "Questions a plugin was not asked: missing, or its breaker open",
+        |l| l.skipped,
+        Kind::Counter,
+    );
+    links("clonegate_policy_shadow_differences", "Answers in shadow that differed", |l| l.differed, Kind::Counter);
+    links("clonegate_policy_microseconds", "Time in calls", |l| l.us, Kind::Counter);
+    links("clonegate_policy_fuel", "Fuel used by calls", |l| l.fuel, Kind::Counter);
+    links(
+        "clonegate_policy_breaker_open",
+        "1 while a plugin is not asked because it kept failing",
+        |l| u64::from(l.breaker_open_until_ms.is_some()),
+        Kind::Gauge,
+    );
+    let stats = |name, help, read: fn(&clonegate_policy_host::HostStats) -> u64| {
+        let host = Arc::clone(policies.host());
+        metrics.add(name, help, Kind::Counter, move || Sample::plain(read(&host.stats())));
+    };
+    stats("clonegate_policy_decisions", "Decisions", |s| s.decisions.iter().sum());
+    stats("clonegate_policy_fallbacks", "Decisions of the built-in rule because plugins failed", |s| s.fallbacks);
+    stats("clonegate_policy_records_lost", "Decisions that were not recorded", |s| s.records_lost);
+    stats("clonegate_policy_ticks", "Ticks of the thread that ends loops", |s| s.ticks);
 }

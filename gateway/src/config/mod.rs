@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clonegate_policy_host::{Binding, Chains};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::store::{Secret, StoreConfig};
@@ -248,21 +249,36 @@ impl Default for Journal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
-    /// Where a clone goes.
-    pub placement: Vec<String>,
+    /// Where a clone goes. Each entry is the name of a plugin, or a table with `plugin`, `pools`, `mode`, `settings`.
+    pub placement: Vec<Binding>,
     /// When a base is full.
-    pub rollover: Vec<String>,
+    pub rollover: Vec<Binding>,
     /// Whether a delta is discarded.
-    pub reset: Vec<String>,
-    /// Directory with further policies, as `NAME.wasm`.
+    pub reset: Vec<Binding>,
+    /// Directory with installed plugins, as `NAME.wasm`; watched. Beside the journal when none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PathBuf>,
+    /// Directory where decisions are recorded. Beside the journal when none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decisions: Option<PathBuf>,
+    /// Bytes of recorded decisions; the oldest go first.
+    pub decisions_max: ByteSize,
+    /// Plugins may reset persistent clones.
+    pub allow_persistent_reset: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        let usual = || vec!["default".to_owned()];
-        Self { placement: usual(), rollover: usual(), reset: usual(), plugins: None }
+        let Chains { placement, rollover, reset } = Chains::default();
+        Self {
+            placement,
+            rollover,
+            reset,
+            plugins: None,
+            decisions: None,
+            decisions_max: ByteSize::mib(256),
+            allow_persistent_reset: false,
+        }
     }
 }
 
