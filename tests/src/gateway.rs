@@ -45,6 +45,7 @@ pub fn free_address() -> SocketAddr {
 pub struct Gateway {
     dir: TempDir,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
     http: SocketAddr,
     nbd: SocketAddr,
     child: Option<Child>,
@@ -56,9 +57,18 @@ impl Gateway {
     /// # Panics
     /// With what it printed, when it ends or does not answer in time.
     pub fn up(arguments: &[&str]) -> Self {
+        Self::up_with(arguments, &[])
+    }
+
+    /// The same, with environment variables.
+    ///
+    /// # Panics
+    /// With what it printed, when it ends or does not answer in time.
+    pub fn up_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("clonegate-test-").tempdir().expect("a temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        let mut gateway = Self { dir, arguments, http: free_address(), nbd: free_address(), child: None };
+        let variables = variables.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let mut gateway = Self { dir, arguments, variables, http: free_address(), nbd: free_address(), child: None };
         gateway.start();
         gateway
     }
@@ -71,6 +81,7 @@ impl Gateway {
         let mut command = command(["up"]);
         command.args(&self.arguments).arg("--data").arg(self.data());
         command.args(["--listen", &self.http.to_string(), "--nbd", &self.nbd.to_string()]);
+        command.envs(self.variables.iter().map(|(k, v)| (k, v)));
         command.current_dir(self.dir.path()).stdout(output).stderr(errors);
         self.child = Some(command.spawn().expect("the program starts"));
         self.wait_until_ready();

@@ -145,6 +145,8 @@ fn config(up: &Up, data: &Path) -> Result<Config> {
         home: crate::config::Home(StoreConfig::new(url("home")?)),
         datastore: vec![Datastore::new("local", url("store")?)],
         sources: up.sources.clone(),
+        // Policies have no flags of their own: CLONEGATE_POLICY_… says which are asked.
+        policy: crate::config::load(None)?.policy,
         ..Config::default()
     };
     config.journal.path = data.join("journal");
