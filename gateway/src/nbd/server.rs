@@ -45,10 +45,34 @@ pub(super) struct Shared {
     pub(super) exports: Arc<dyn Exports>,
     pub(super) gates: Arc<Gates>,
     pub(super) stats: Arc<NbdStats>,
-    /// In KiB.
-    pub(super) waiting: Arc<Semaphore>,
+    pub(super) memory: Memory,
     pub(super) stop: CancellationToken,
     main: Handle,
+}
+
+/// Memory for requests that wait, in KiB, over all connections. Large ones have a part of their own, so that clients
+/// that announce much and send it slowly hold up only each other.
+#[derive(Debug)]
+pub(super) struct Memory {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Memory {
+    /// Requests up to this many bytes are small.
+    const SMALL_BYTES_MAX: u64 = 1 << 20;
+
+    fn new(bytes: u64) -> Self {
+        // Room for the largest request at least, so that it can ever be done.
+        let kib = usize::try_from(bytes / 2048).unwrap_or(usize::MAX).clamp(64 * 1024, Semaphore::MAX_PERMITS);
+        Self { small: Arc::new(Semaphore::new(kib)), large: Arc::new(Semaphore::new(kib)) }
+    }
+
+    /// The part that a request of `bytes` takes from, and how much of it.
+    pub(super) fn part(&self, bytes: u64) -> (&Arc<Semaphore>, u32) {
+        let part = if bytes <= Self::SMALL_BYTES_MAX { &self.small } else { &self.large };
+        (part, u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX))
+    }
 }
 
 impl Shared {
@@ -88,10 +112,8 @@ pub async fn serve(settings: NbdSettings, exports: Arc<dyn Exports>) -> Result<N
     let tcp = settings.listen.map(listen_tcp).transpose()?;
     let local_addr = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
     let unix = settings.unix.as_deref().map(listen_unix).transpose()?;
-    let kib = usize::try_from(settings.waiting_bytes_max / 1024).unwrap_or(usize::MAX);
     let shared = Arc::new(Shared {
-        // Room for the largest request at least, so that it can ever be done.
-        waiting: Arc::new(Semaphore::new(kib.clamp(64 * 1024, Semaphore::MAX_PERMITS))),
+        memory: Memory::new(settings.waiting_bytes_max),
         exports,
         gates: Arc::default(),
         stats: Arc::default(),

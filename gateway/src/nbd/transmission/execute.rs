@@ -58,8 +58,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
             _ => payload,
         };
         let permit = permit.or_else(|| {
-            let kib = u32::try_from(Self::weight(&request).div_ceil(1024)).unwrap_or(u32::MAX);
-            Arc::clone(&self.shared.waiting).try_acquire_many_owned(kib).ok()
+            let (part, kib) = self.shared.memory.part(Self::weight(&request));
+            Arc::clone(part).try_acquire_many_owned(kib).ok()
         });
         match permit {
             Some(permit) => self.start(request, payload, permit),

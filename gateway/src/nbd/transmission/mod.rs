@@ -81,7 +81,8 @@ pub(super) struct Transmission<S> {
     received_bytes: u64,
     receiving: Receiving,
     requests: u64,
-    memory: PollSemaphore,
+    /// Waits for memory, when it must.
+    memory: Option<PollSemaphore>,
 
     waiting: FuturesUnordered<BoxFuture<'static, Event>>,
     /// Futures were added to `waiting` since it was polled.
@@ -112,7 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
             io,
             device,
             rules,
-            memory: PollSemaphore::new(Arc::clone(&shared.waiting)),
+            memory: None,
             shared,
             seat,
             input: BytesMut::with_capacity(INPUT_BYTES_MIN),
