@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clonegate::device::{
-    Device, DeviceInfo, Extent, Segments, Source, Version, WriteOptions, read_only, zeroes,
-};
+use clonegate::device::{Device, DeviceInfo, Extent, Segments, Source, Version, WriteOptions, read_only, zeroes};
 use clonegate::exports::{Attach, Attachment, Detach, ExportInfo, ExportName, Exports};
 use clonegate::nbd::{NbdServer, NbdSettings, serve};
 use clonegate_core::units::{BLOCK_BYTES, ByteRange};
@@ -351,7 +349,6 @@ impl Exports for NbdHouse {
         ready(Ok(volumes.values().take(limit).map(info).collect())).boxed()
     }
 }
-
 
 /// A server in this process, with a runtime of its own, on a free port of the loopback.
 #[derive(Debug)]

@@ -374,7 +374,10 @@ fn half_a_request_and_half_a_handshake_time_out() {
         ("no client flags", vec![]),
         ("half an option", greeting[..10].to_vec()),
         ("half a request", [&greeting[..], &[0x25, 0x60, 0x95]].concat()),
-        ("half a payload", [&greeting[..], b"\x25\x60\x95\x13\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0half"].concat()),
+        (
+            "half a payload",
+            [&greeting[..], b"\x25\x60\x95\x13\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0half"].concat(),
+        ),
     ] {
         let mut stream = TcpStream::connect(("127.0.0.1", host.port())).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

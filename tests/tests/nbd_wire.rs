@@ -148,7 +148,10 @@ fn meta(name: &str, queries: &[&str]) -> Vec<u8> {
 }
 
 fn host() -> NbdHost {
-    NbdHost::start(&NbdHouse::of(&[&NbdVolume::new("disk", SIZE, SIZE), &NbdVolume::sealed("seal", SIZE, SIZE)]), |_| {})
+    NbdHost::start(
+        &NbdHouse::of(&[&NbdVolume::new("disk", SIZE, SIZE), &NbdVolume::sealed("seal", SIZE, SIZE)]),
+        |_| {},
+    )
 }
 
 /// Options that are refused with a code, after which the same connection works.
@@ -177,9 +180,15 @@ fn refused_options() -> Vec<(String, u32, Vec<u8>, u32)> {
         }
         add("name is not UTF-8", which, [&counted(&[0xff, 0xfe])[..], &[0, 0]].concat(), reply::ERR_INVALID);
         add("name has a NUL", which, [&counted(b"di\0sk")[..], &[0, 0]].concat(), reply::ERR_INVALID);
-        add("more facts than there are", which, [&counted(b"disk")[..], &[0xff, 0xff, 0, 0]].concat(), reply::ERR_INVALID);
+        add(
+            "more facts than there are",
+            which,
+            [&counted(b"disk")[..], &[0xff, 0xff, 0, 0]].concat(),
+            reply::ERR_INVALID,
+        );
         let long = "a".repeat(4096);
-        for name in ["nosuch", "Bad Name", "../etc/passwd", "a/b", "disk/../seal", "disk@", "@", "base/x", "é", &long] {
+        for name in ["nosuch", "Bad Name", "../etc/passwd", "a/b", "disk/../seal", "disk@", "@", "base/x", "é", &long]
+        {
             add("no such export", which, go(name, &[]), reply::ERR_UNKNOWN);
         }
         add("no default export among several", which, go("", &[]), reply::ERR_UNKNOWN);

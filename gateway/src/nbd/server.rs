@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clonegate_core::{Error, Result};
-use tokio::io::{self, AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{self, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -24,9 +24,11 @@ use tokio_util::task::TaskTracker;
 use super::gate::Gates;
 use super::handshake::{self, Encryption, Outcome};
 use super::settings::NbdSettings;
+use super::socket::Socket;
 use super::stats::NbdStats;
 use super::tls;
 use super::transmission::Transmission;
+use crate::clock::Clock;
 use crate::exports::{Detach, Exports};
 
 /// How long shutdown waits for what is in flight.
@@ -280,11 +282,11 @@ impl Drop for Counted {
 
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "an NBD connection cannot be accepted");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
+    Clock::system().sleep(ACCEPT_PAUSE).await;
 }
 
 /// One connection from greeting to end.
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+async fn connection<S: Socket + 'static>(
     mut io: S,
     shared: Arc<Shared>,
     client: String,
@@ -333,12 +335,7 @@ async fn within<T>(shared: &Shared, patience: Duration, handshake: impl Future<O
     }
 }
 
-async fn transmit<S: AsyncRead + AsyncWrite + Unpin + Send>(
-    io: S,
-    session: Box<handshake::Session>,
-    shared: Arc<Shared>,
-    client: &str,
-) {
+async fn transmit<S: Socket>(io: S, session: Box<handshake::Session>, shared: Arc<Shared>, client: &str) {
     let handshake::Session { device, attachment, seat, rules } = *session;
     let name = device.info().name.clone();
     tracing::info!(export = name, client, style = ?rules.style, "NBD attached");

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use clonegate_core::nbd::{Request, Verdict};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::PollSemaphore;
 
+use super::super::socket::Socket;
 use super::Transmission;
 use crate::exports::Detach;
 
@@ -53,7 +53,7 @@ impl Receiving {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
+impl<S: Socket> Transmission<S> {
     /// Takes requests out of the receive buffer, and begins them. Gives whether anything was done.
     pub(super) fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
@@ -179,18 +179,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
                 self.closing = Some(Detach::Lost);
                 true
             }
-            Poll::Ready(Ok(count)) => {
-                self.received_bytes += count as u64;
-                true
-            }
+            Poll::Ready(Ok(_)) => true,
             Poll::Ready(Err(error)) => {
                 self.lose(&format!("requests cannot be read: {error}"));
                 true
             }
-            Poll::Pending => {
-                self.barriers.iter_mut().for_each(|barrier| barrier.received = None);
-                false
-            }
+            Poll::Pending => false,
         }
     }
 }
