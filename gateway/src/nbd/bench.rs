@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clonegate_core::limits::NBD_PAYLOAD_BYTES_MAX;
 use clonegate_core::nbd::{Command, Style};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, Result};
@@ -132,6 +133,9 @@ impl Load {
     /// # Errors
     /// `Invalid` for loads that cannot be; otherwise those of the connection that failed first.
     pub async fn run(&self) -> Result<Report> {
+        if self.block_bytes > NBD_PAYLOAD_BYTES_MAX {
+            return Err(Error::invalid("bad-load", "a request is at most 32 MiB"));
+        }
         if self.targets.is_empty() || self.connections == 0 || self.depth == 0 || self.block_bytes == 0 {
             return Err(Error::invalid(
                 "bad-load",
