@@ -102,10 +102,7 @@ async fn bench_nbd(nbd: Nbd, session: &Session) -> Result<(), Failure> {
         Form::Json => output::json(&report),
         Form::Table => output::facts(&[
             ("requests", format!("{} in {:.1} s, {} failed", report.requests, report.seconds, report.errors)),
-            (
-                "rate",
-                format!("{:.0} requests/s, {:.1} MB/s", report.requests_per_second, report.megabytes_per_second),
-            ),
+            ("rate", format!("{:.0} requests/s, {:.1} MB/s", report.requests_per_second, report.megabytes_per_second)),
             (
                 "latency",
                 format!("p50 {:.0} µs, p99 {:.0} µs, longest {:.0} µs", report.p50_us, report.p99_us, report.max_us),

@@ -57,7 +57,15 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     let clock = Clock::system();
     let policies = Policies::start(host_settings(config)?, clock.clone())?;
     let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies.clone()), clock.clone()).await?;
-    Ok(Prepared { gateway, policies, clock, http, nbd, nbd_unix: config.listen.nbd_unix.clone(), tls: config.tls.clone() })
+    Ok(Prepared {
+        gateway,
+        policies,
+        clock,
+        http,
+        nbd,
+        nbd_unix: config.listen.nbd_unix.clone(),
+        tls: config.tls.clone(),
+    })
 }
 
 impl Prepared {
@@ -74,7 +82,8 @@ impl Prepared {
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
             None
         } else {
-            let settings = NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..NbdSettings::default() };
+            let settings =
+                NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..NbdSettings::default() };
             Some(nbd::serve(settings, exports).await?)
         };
         Ok(Running { gateway: self.gateway, http, nbd })
