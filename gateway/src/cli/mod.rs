@@ -7,7 +7,9 @@ mod client;
 mod clone;
 mod config;
 mod datastore;
+mod doctor;
 mod failure;
+mod fsck;
 mod image;
 mod output;
 mod plugin;
@@ -59,6 +61,10 @@ enum Noun {
     Up(up::Up),
     /// Run a gateway
     Serve(serve::Serve),
+    /// Say what is wrong with this host, its stores and its policies, and how to mend it
+    Doctor(doctor::Doctor),
+    /// Look whether everything stored is owned and there
+    Fsck(fsck::Fsck),
     /// Read and check the configuration
     #[command(subcommand)]
     Config(config::Verb),
@@ -133,6 +139,8 @@ impl Cli {
         match self.noun {
             Noun::Up(up) => up::run(up).await,
             Noun::Serve(serve) => serve::run(serve).await,
+            Noun::Doctor(doctor) => doctor::run(doctor, &session).await,
+            Noun::Fsck(fsck) => fsck::run(fsck, &session).await,
             Noun::Config(verb) => config::run(verb, &session),
             Noun::Datastore(verb) => datastore::run(verb, &session).await,
             Noun::Template(verb) => template::run(verb, &session).await,

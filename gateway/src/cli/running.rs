@@ -18,7 +18,7 @@ use crate::http::{self, HttpServer, HttpSettings};
 use crate::lifecycle::views::to_labels;
 use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
-use crate::nbd::{self, NbdServer, NbdSettings, NbdTls};
+use crate::nbd::{self, NbdServer, NbdSettings};
 use crate::policy::Policies;
 
 /// Files and sockets that the process may have open, if the system permits so many.
@@ -34,7 +34,6 @@ pub(super) struct Prepared {
     http: SocketAddr,
     nbd: Option<SocketAddr>,
     nbd_unix: Option<PathBuf>,
-    tls: Option<NbdTls>,
 }
 
 /// A gateway that serves.
@@ -57,15 +56,7 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     let clock = Clock::system();
     let policies = Policies::start(host_settings(config)?, clock.clone())?;
     let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies.clone()), clock.clone()).await?;
-    Ok(Prepared {
-        gateway,
-        policies,
-        clock,
-        http,
-        nbd,
-        nbd_unix: config.listen.nbd_unix.clone(),
-        tls: config.tls.clone(),
-    })
+    Ok(Prepared { gateway, policies, clock, http, nbd, nbd_unix: config.listen.nbd_unix.clone() })
 }
 
 impl Prepared {
@@ -82,8 +73,7 @@ impl Prepared {
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
             None
         } else {
-            let settings =
-                NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..NbdSettings::default() };
+            let settings = NbdSettings { listen: self.nbd, unix: self.nbd_unix, ..NbdSettings::default() };
             Some(nbd::serve(settings, exports).await?)
         };
         Ok(Running { gateway: self.gateway, http, nbd })
@@ -172,7 +162,7 @@ fn raise_file_limit() {
 }
 
 /// This gateway's lasting identity: made at the first start, kept beside the journal, which is of this gateway alone too.
-fn identity(journal: &Path, clock: &Clock) -> Result<GatewayId> {
+pub(super) fn identity(journal: &Path, clock: &Clock) -> Result<GatewayId> {
     let path = journal.with_extension("gateway");
     let failed = |e: std::io::Error| {
         Error::unavailable("no-identity", "the gateway's identity cannot be kept there")
@@ -199,13 +189,13 @@ fn delta_settings(config: &Config) -> DeltaSettings {
 }
 
 /// What this host calls itself, for messages.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let said = std::fs::read_to_string("/proc/sys/kernel/hostname");
     said.map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
 }
 
 /// Plugins and decisions lie beside the journal unless the configuration says where.
-fn host_settings(config: &Config) -> Result<HostSettings> {
+pub(super) fn host_settings(config: &Config) -> Result<HostSettings> {
     let policy = &config.policy;
     let beside = |path: &Option<PathBuf>, name: &str| match path {
         Some(path) => path.clone(),

@@ -203,7 +203,7 @@ impl Gateway {
             names: vec![found.name.to_string()],
             sessions: u32::try_from(attached.len()).unwrap_or(u32::MAX),
             bytes,
-            notes: Vec::new(),
+            notes: self.disks_of(&found).into_iter().map(|disk| format!("it has the data disk {disk}")).collect(),
         };
         if dry_run {
             return Ok(touched);
@@ -229,6 +229,7 @@ impl Gateway {
             deleted => deleted?,
         };
         self.open.forget(id).await;
+        self.orphan_disks(&found.name).await?;
         self.remove_later(deleted.state);
         Ok(touched)
     }

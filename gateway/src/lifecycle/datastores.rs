@@ -181,9 +181,14 @@ impl Datastore {
         if self.entry.read().capacity.is_none() {
             return Ok(());
         }
-        let used = self.store.list(&keys::all()).await?.iter().map(|object| object.size).sum();
+        let used = self.stored_bytes().await?;
         *self.used.lock() = Some(used);
         Ok(())
+    }
+
+    /// Bytes of all objects in it: one LIST.
+    pub(super) async fn stored_bytes(&self) -> Result<u64> {
+        Ok(self.store.list(&keys::all()).await?.iter().map(|object| object.size).sum())
     }
 
     /// Size and free bytes of the file system below it.

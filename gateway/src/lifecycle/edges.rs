@@ -25,9 +25,11 @@ impl Exports for Gateway {
 
     fn attach(&self, name: ExportName, attach: Attach) -> BoxFuture<'_, Result<Box<dyn Attachment>>> {
         Box::pin(async move {
-            let open = self.run(|gateway| gateway.open_export(name)).await?;
+            let write = attach.write;
+            let open = self.run(move |gateway| gateway.open_for_machine(name, write)).await?;
             let number = self.open.number();
             open.enter(&attach, number)?;
+            self.open.note_session(open.of);
             tracing::info!(export = %open.device.info().name, client = %attach.client, write = attach.write, "attached");
             let gateway = self.me.upgrade();
             Ok(Box::new(Attached { gateway, open, number, how: Detach::Lost }) as Box<dyn Attachment>)
@@ -76,12 +78,5 @@ impl Drop for Attached {
         if let (Some(gateway), true, Detach::Clean) = (&self.gateway, last, self.how) {
             gateway.clean_detach(&self.open);
         }
-    }
-}
-
-impl Gateway {
-    /// The last writing machine said good-bye.
-    fn clean_detach(&self, open: &Arc<Open>) {
-        tracing::debug!(export = %open.device.info().name, "nobody writes to it any more");
     }
 }

@@ -1,12 +1,12 @@
 //! One running gateway: its home, its datastores, its cache and what it has open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use clonegate_core::format::catalog::DatastoreEntry;
-use clonegate_core::ids::{GatewayId, Name};
+use clonegate_core::ids::{CloneId, GatewayId, Name};
 use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -23,6 +23,8 @@ use crate::store::{Store, StoreConfig};
 
 /// How often devices that another gateway took over are looked for.
 const LOOK_FOR_DEAD: Duration = Duration::from_secs(1);
+/// How often clones are looked at that have reset rules of their own.
+const RESET_RULES: Duration = Duration::from_secs(30);
 /// How often a datastore that does not answer is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(15);
 /// How often the bytes in datastores are counted.
@@ -68,6 +70,8 @@ pub struct Gateway {
     pub(super) bases: Mutex<HashMap<Name, Arc<Bases>>>,
     pub(super) open: OpenDevices,
     pub(super) engine: Arc<Engine>,
+    /// Clones to be reset as soon as nobody has them open.
+    pub(super) reset_waits: Mutex<HashSet<CloneId>>,
 }
 
 impl fmt::Debug for Gateway {
@@ -99,6 +103,7 @@ impl Gateway {
             bases: Mutex::default(),
             open: OpenDevices::default(),
             engine,
+            reset_waits: Mutex::default(),
             handle: Handle::current(),
             clock,
             settings,
@@ -173,6 +178,7 @@ impl Gateway {
     fn keep_house(self: &Arc<Self>) {
         self.every(self.settings.idle_close, |gateway| async move { gateway.open.sweep(&gateway.clock).await });
         self.every(LOOK_FOR_DEAD, |gateway| async move { gateway.open.drop_all_dead() });
+        self.every(RESET_RULES, Self::apply_reset_rules);
         self.every(TRY_AGAIN, |gateway| async move {
             for datastore in gateway.datastores.all() {
                 if datastore.trouble().is_some()
@@ -235,18 +241,24 @@ impl Gateway {
         &self.home
     }
 
+    /// This gateway, to be kept by what outlives the call.
+    ///
+    /// # Errors
+    /// `Unavailable` with code `stopping`.
+    pub(super) fn me(&self) -> Result<Arc<Self>> {
+        self.me
+            .upgrade()
+            .ok_or_else(|| Error::unavailable("stopping", "the gateway is stopping").hint("try another, or later"))
+    }
+
     /// Runs a verb as a task of its own.
     pub(super) async fn run<T, F>(&self, verb: impl FnOnce(Arc<Self>) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let gateway = self
-            .me
-            .upgrade()
-            .ok_or_else(|| Error::unavailable("stopping", "the gateway is stopping").hint("try another, or later"))?;
         self.handle
-            .spawn(verb(gateway))
+            .spawn(verb(self.me()?))
             .await
             .unwrap_or_else(|e| Err(Error::internal("verb-died", format!("the request was cut short: {e}"))))
     }

@@ -1,19 +1,25 @@
 //! What happens to templates, bases and clones: the order of store operations that makes each verb crash-safe.
 
 pub mod advisor;
+mod capacity;
 mod clones;
 mod copying;
 mod datastores;
+mod disks;
 mod edges;
+mod fsck;
 mod gateway;
 mod names;
 mod open;
 mod placement;
+mod power;
 mod removal;
 mod reset;
+mod seal;
 mod stores;
 mod table;
 mod templates;
+mod update;
 mod verbs;
 pub mod views;
 mod volumes;

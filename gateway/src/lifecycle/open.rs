@@ -98,6 +98,8 @@ pub(super) struct OpenDevices {
     names: ArcSwap<Names>,
     opening: Vec<tokio::sync::Mutex<()>>,
     numbers: AtomicU64,
+    /// Sessions that each clone ever had here.
+    begun: Mutex<HashMap<Of, u64>>,
 }
 
 impl Default for OpenDevices {
@@ -106,6 +108,7 @@ impl Default for OpenDevices {
             names: ArcSwap::default(),
             opening: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
             numbers: AtomicU64::new(1),
+            begun: Mutex::default(),
         }
     }
 }
@@ -166,6 +169,16 @@ impl OpenDevices {
             names
         });
         Some(found)
+    }
+
+    /// Counts a session that begins.
+    pub(super) fn note_session(&self, of: Of) {
+        *self.begun.lock().entry(of).or_default() += 1;
+    }
+
+    /// Sessions that a clone ever had here.
+    pub(super) fn sessions_begun(&self, id: CloneId) -> u64 {
+        self.begun.lock().get(&Of::Clone(id)).copied().unwrap_or(0)
     }
 
     /// A number for a session.
@@ -245,6 +258,11 @@ impl OpenDevices {
         for of in all {
             self.close(of, clock).await;
         }
+    }
+
+    /// Closes one device, so that the next request opens it anew.
+    pub(super) async fn close_of(&self, of: Of, clock: &Clock) {
+        self.close(of, clock).await;
     }
 
     /// Closes one device. Until it is closed nobody can open it again; answers under way are waited for.

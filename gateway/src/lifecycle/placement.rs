@@ -314,7 +314,7 @@ impl Gateway {
     }
 
     /// A base of the order's image with room on this datastore: one that another request has just made, or a new one. Tells whether it is new.
-    async fn base_with_room(&self, datastore: &Arc<Datastore>, order: &Order) -> Result<(BaseId, bool)> {
+    pub(super) async fn base_with_room(&self, datastore: &Arc<Datastore>, order: &Order) -> Result<(BaseId, bool)> {
         let _making = datastore.making.lock().await;
         datastore.table.refresh().await?;
         let roomy = datastore

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clonegate_core::format::base::{BaseData, BaseRecord};
 use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::ids::Name;
-use clonegate_core::limits::SLOTS_PER_BASE_MAX;
+use clonegate_core::limits::{CHUNK_BYTES, SLOTS_PER_BASE_MAX};
 use clonegate_core::{Error, ErrorKind, Result};
 
 use super::datastores::Datastore;
@@ -58,7 +58,7 @@ impl Gateway {
             datastore: datastore.name.clone(),
             origin: request.origin.unwrap_or_else(|| "upload".to_owned()),
             stored_bytes: stats.stored_bytes,
-            used_bytes: stats.read_bytes,
+            used_bytes: (stats.chunks * u64::from(CHUNK_BYTES)).min(imported.size),
             parent: None,
             findings: Vec::new(),
             slots,

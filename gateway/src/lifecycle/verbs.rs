@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use clonegate_core::Result;
+use clonegate_core::advice::Lifetime;
 
 use super::gateway::Gateway;
 use super::views::{
-    AddDatastore, BaseView, CacheView, CloneView, CreateClones, CreatedClones, DatastoreView, ImportTemplate,
-    ListQuery, Page, ReferenceTemplate, SnapshotView, TemplateView, Touched,
+    AddDatastore, BaseView, CacheView, CapacityQuery, CapacityView, CloneView, CreateClones, CreateDisk, CreatedClones,
+    DatastoreView, DiskView, FsckReport, ImportTemplate, ListQuery, Page, PowerEvent, PowerOutcome, ReferenceTemplate,
+    SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
 use crate::import::{Input, Progress};
 
@@ -124,6 +126,72 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` when it is attached or held.
     reset_clone => do_reset_clone(clone: String, dry_run: bool) -> Touched;
+    /// Looks whether everything is owned and there; with `repair`, removes what has been orphaned for longer than the grace time (an hour
+    /// when absent, milliseconds).
+    ///
+    /// # Errors
+    /// Those of the stores.
+    fsck => do_fsck(repair: bool, grace_ms: Option<u64>) -> FsckReport;
+    /// Moves clones to another version of their template. The old deltas are kept for the undo window.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `image-smaller`. What fails on the way is told in the answer.
+    update_clones => do_update_clones(request: UpdateClones, dry_run: bool) -> UpdatedClones;
+    /// Makes a template version of what a clone reads as now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when a machine has it open, or the sealing checks find something and `force` is not set.
+    clone_to_template => do_to_template(clone: String, request: ToTemplate) -> TemplateView;
+    /// Tells that a machine was switched on or off; policies decide what follows.
+    ///
+    /// # Errors
+    /// `NotFound`; those of the stores.
+    power_clone => do_power_clone(clone: String, event: PowerEvent) -> PowerOutcome;
+    /// Holds a clone for this reason, so that nothing discards what it has written; none lets it go.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    hold_clone => do_hold_clone(clone: String, why: Option<String>) -> Touched;
+    /// Says whether a clone's delta is meant to last.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    set_lifetime => do_set_lifetime(clone: String, lifetime: Lifetime) -> Touched;
+    /// Makes a data disk.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid` for its size; `NotFound` for its clone.
+    create_disk => do_create_disk(request: CreateDisk) -> DiskView;
+    /// All data disks, by name.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_disks => do_list_disks(query: ListQuery) -> Page<DiskView>;
+    /// One data disk.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_disk => do_show_disk(name: String) -> DiskView;
+    /// Gives a disk to a clone.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `disk-attached`.
+    attach_disk => do_attach_disk(name: String, clone: String) -> DiskView;
+    /// Takes a disk from its clone.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` while a machine has it open.
+    detach_disk => do_detach_disk(name: String) -> DiskView;
+    /// Deletes a data disk that no clone has.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `referenced`.
+    delete_disk => do_delete_disk(name: String, dry_run: bool) -> Touched;
+    /// How much space clones of a template need.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid`.
+    capacity => do_capacity(query: CapacityQuery) -> CapacityView;
     /// Keeps the present state of a clone under a name.
     ///
     /// # Errors

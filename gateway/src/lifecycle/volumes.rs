@@ -124,10 +124,22 @@ impl Gateway {
             ExportName::Clone(clone) => self.open_clone(&text, &clone).await,
             ExportName::Base(id) => self.open_base(&text, id).await,
             ExportName::Template(template) => self.open_template(&text, &template).await,
-            ExportName::Identity(_) | ExportName::Snapshot(..) | ExportName::Disk(_) => {
+            ExportName::Disk(disk) => self.open_disk(&text, &disk).await,
+            ExportName::Identity(_) | ExportName::Snapshot(..) => {
                 Err(Error::not_found("unknown-export", "there is no such export").on(text))
             }
         }
+    }
+
+    /// Opens an export for a machine: when it is the first to write, this is a power-on.
+    pub(super) async fn open_for_machine(self: Arc<Self>, name: ExportName, write: bool) -> Result<Arc<Open>> {
+        if let (ExportName::Clone(clone), true) = (&name, write) {
+            let found = self.find_clone(clone).await?;
+            if found.state.pending_version.is_some() && self.open.attached(found.state.record.id).is_empty() {
+                self.power_on(&found).await?;
+            }
+        }
+        self.open_export(name).await
     }
 
     async fn open_base(&self, text: &str, id: BaseId) -> Result<Arc<Open>> {
@@ -175,7 +187,7 @@ impl Gateway {
 
     async fn open_clone(self: &Arc<Self>, text: &str, clone: &CloneRef) -> Result<Arc<Open>> {
         let found = self.find_clone(clone).await?;
-        let entry: CloneEntry = found.state;
+        let entry: CloneEntry = found.state.clone();
         let id = entry.record.id;
         let texts = [text.to_owned(), found.name.to_string(), id.to_string()];
         let _lock = self.open.lock(Of::Clone(id)).await;
@@ -192,6 +204,7 @@ impl Gateway {
             engine: Arc::clone(&self.engine),
         };
         let volume = Volume::open(setup).await?;
+        self.settle_base(&found, &volume).await?;
         let device: Arc<dyn crate::device::Device> = Arc::clone(&volume) as _;
         let open = Open::new(Of::Clone(id), device, Some(volume));
         self.open.insert(&texts, &open);

@@ -11,7 +11,6 @@ mod handshake;
 mod outbox;
 mod server;
 mod settings;
-mod socket;
 mod stats;
 mod status;
 mod tls;

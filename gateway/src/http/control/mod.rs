@@ -9,6 +9,7 @@ mod datastores;
 mod disks;
 mod extents;
 mod files;
+mod fsck;
 mod idempotency;
 mod system;
 mod templates;
@@ -85,6 +86,7 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(bases::routes())
         .merge(clones::routes())
         .merge(cache::routes())
+        .merge(fsck::routes())
 }
 
 /// The document alone, of the whole interface.

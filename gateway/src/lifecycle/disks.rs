@@ -1,0 +1,221 @@
+//! Data disks: persistent thin volumes that belong to a clone and outlive its resets and updates.
+
+use std::sync::Arc;
+
+use clonegate_core::format::catalog::{CloneEntry, DiskEntry};
+use clonegate_core::format::clone::{CloneRecord, VolumeKind};
+use clonegate_core::format::envelope;
+use clonegate_core::ids::Name;
+use clonegate_core::limits::VOLUME_BYTES_MAX;
+use clonegate_core::units::SECTOR_BYTES;
+use clonegate_core::{Error, Result};
+
+use super::gateway::Gateway;
+use super::open::{Of, Open};
+use super::removal;
+use super::views::{CreateDisk, DiskView, ListQuery, Page, Touched, page};
+use crate::catalog::Named;
+use crate::exports::CloneRef;
+use crate::store::{PutNew, keys};
+use crate::volume::{Volume, VolumeSetup};
+
+impl Gateway {
+    /// Makes a disk: its record, then its name.
+    pub(super) async fn do_create_disk(self: Arc<Self>, request: CreateDisk) -> Result<DiskView> {
+        let name = Name::new(request.name.as_str())?;
+        if request.size == 0 || request.size % SECTOR_BYTES != 0 || request.size > VOLUME_BYTES_MAX {
+            return Err(Error::invalid("bad-size", format!("a disk of {} bytes", request.size))
+                .on(name.as_str())
+                .hint(format!("a multiple of {SECTOR_BYTES}, at most {VOLUME_BYTES_MAX}")));
+        }
+        let clone = match &request.clone {
+            Some(clone) => Some(self.find_clone(&clone.parse()?).await?.name),
+            None => None,
+        };
+        let datastore = self.datastore_for_import(request.datastore.as_deref())?;
+        let record = CloneRecord {
+            id: self.clock.id(),
+            nonce: self.clock.nonce(),
+            name: name.clone(),
+            kind: VolumeKind::DataDisk,
+            size: request.size,
+            base: None,
+            slot: 0,
+            durability: request.durability.map(Into::into).unwrap_or_default(),
+            created_ms: self.clock.now_ms(),
+        };
+        let key = keys::clone(record.id);
+        if let PutNew::Exists(_) = datastore.store.put_new(&key, envelope::encode(&record)?).await? {
+            return Err(
+                Error::internal("id-taken", "a volume with this random id is there already").on(key.to_string())
+            );
+        }
+        let entry = DiskEntry {
+            record: record.clone(),
+            datastore: datastore.name.clone(),
+            attached_to: clone,
+            delete_with_clone: request.delete_with_clone,
+        };
+        match self.catalog.create(&name, entry).await {
+            Ok(made) => Ok(self.disk_view(&made)),
+            Err(error) => {
+                datastore.store.delete(&key).await?;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn do_list_disks(self: Arc<Self>, query: ListQuery) -> Result<Page<DiskView>> {
+        let all = self.catalog.list::<DiskEntry>().await?;
+        Ok(page(all, &query, |disk| disk.name.as_str()).map(|disk| self.disk_view(&disk)))
+    }
+
+    pub(super) async fn do_show_disk(self: Arc<Self>, name: String) -> Result<DiskView> {
+        let found = self.catalog.get(&Name::new(name)?).await?;
+        Ok(self.disk_view(&found))
+    }
+
+    /// Gives a disk to a clone; a disk belongs to one clone at a time.
+    pub(super) async fn do_attach_disk(self: Arc<Self>, name: String, clone: String) -> Result<DiskView> {
+        let name = Name::new(name)?;
+        let clone = self.find_clone(&clone.parse()?).await?.name;
+        let give = |disk: &mut DiskEntry| match &disk.attached_to {
+            Some(other) if *other != clone => Err(Error::conflict("disk-attached", format!("{other} has it"))
+                .on(name.as_str())
+                .hint(format!("clonegate disk detach {name}"))),
+            _ => {
+                disk.attached_to = Some(clone.clone());
+                Ok(())
+            }
+        };
+        let (changed, ()) = self.catalog.change(&name, give).await?;
+        Ok(self.disk_view(&changed))
+    }
+
+    /// Takes a disk from its clone; its bytes stay.
+    pub(super) async fn do_detach_disk(self: Arc<Self>, name: String) -> Result<DiskView> {
+        let name = Name::new(name)?;
+        let found: Named<DiskEntry> = self.catalog.get(&name).await?;
+        self.check_disk_idle(&found)?;
+        let take = |disk: &mut DiskEntry| {
+            disk.attached_to = None;
+            Ok(())
+        };
+        let (changed, ()) = self.catalog.change(&name, take).await?;
+        Ok(self.disk_view(&changed))
+    }
+
+    fn check_disk_idle(&self, disk: &Named<DiskEntry>) -> Result<()> {
+        let sessions = self.open.attached(disk.state.record.id);
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        Err(Error::conflict("attached", format!("{} has it open", sessions.join(", ")))
+            .on(disk.name.as_str())
+            .hint("switch the machine off first"))
+    }
+
+    pub(super) async fn do_delete_disk(self: Arc<Self>, name: String, dry_run: bool) -> Result<Touched> {
+        let name = Name::new(name)?;
+        let found: Named<DiskEntry> = self.catalog.get(&name).await?;
+        self.check_disk_idle(&found)?;
+        let free = |disk: &DiskEntry| match &disk.attached_to {
+            Some(clone) => Err(Error::conflict("referenced", format!("clone {clone} has it"))
+                .on(name.as_str())
+                .hint(format!("clonegate disk detach {name}"))),
+            None => Ok(()),
+        };
+        free(&found.state)?;
+        let bytes = self.open.delta_bytes(found.state.record.id).unwrap_or(0);
+        if !dry_run {
+            let gone = self.catalog.delete(&name, free).await?;
+            self.remove_disk(gone.state).await;
+        }
+        Ok(Touched { dry_run, names: vec![name.to_string()], bytes, ..Touched::default() })
+    }
+
+    async fn remove_disk(&self, disk: DiskEntry) {
+        self.open.forget(disk.record.id).await;
+        let Ok(datastore) = self.datastores.get(&disk.datastore) else { return };
+        self.handle.spawn(async move {
+            if let Err(error) = removal::remove(&datastore, &disk.record).await {
+                tracing::warn!(disk = %disk.record.name, %error, "what it left could not be removed now");
+            }
+        });
+    }
+
+    /// What becomes of the disks of a clone that was deleted: they stay, unless they were made to go with it.
+    pub(super) async fn orphan_disks(&self, clone: &Name) -> Result<()> {
+        for disk in self.catalog.list::<DiskEntry>().await? {
+            if disk.state.attached_to.as_ref() != Some(clone) {
+                continue;
+            }
+            if disk.state.delete_with_clone {
+                let gone = self.catalog.delete(&disk.name, |_: &DiskEntry| Ok(())).await?;
+                self.remove_disk(gone.state).await;
+            } else {
+                let take = |entry: &mut DiskEntry| {
+                    entry.attached_to = None;
+                    Ok(())
+                };
+                self.catalog.change(&disk.name, take).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume of a disk, opened if need be.
+    pub(super) async fn open_disk(&self, text: &str, disk: &CloneRef) -> Result<Arc<Open>> {
+        let found: Named<DiskEntry> = match disk {
+            CloneRef::Name(name) => self.catalog.get(name).await?,
+            CloneRef::Id(id) => {
+                let all = self.catalog.list::<DiskEntry>().await?;
+                let found = all.into_iter().find(|d| d.state.record.id == *id);
+                found.ok_or_else(|| crate::catalog::unknown::<DiskEntry>(&id.to_string()))?
+            }
+        };
+        let id = found.state.record.id;
+        let texts = [text.to_owned(), format!("disk/{}", found.name), format!("disk/{id}")];
+        let _lock = self.open.lock(Of::Clone(id)).await;
+        if let Some(open) = self.open.of(Of::Clone(id)) {
+            self.open.insert(&texts, &open);
+            return Ok(open);
+        }
+        let datastore = self.datastores.get(&found.state.datastore)?;
+        datastore.check_online()?;
+        let setup = VolumeSetup {
+            store: datastore.store.clone(),
+            record: found.state.record,
+            bases: self.bases_on(&datastore),
+            engine: Arc::clone(&self.engine),
+        };
+        let volume = Volume::open(setup).await?;
+        let open = Open::new(Of::Clone(id), Arc::clone(&volume) as _, Some(volume));
+        self.open.insert(&texts, &open);
+        Ok(open)
+    }
+
+    fn disk_view(&self, disk: &Named<DiskEntry>) -> DiskView {
+        let record = &disk.state.record;
+        DiskView {
+            name: disk.name.to_string(),
+            id: record.id.to_string(),
+            size: record.size,
+            datastore: disk.state.datastore.to_string(),
+            clone: disk.state.attached_to.as_ref().map(Name::to_string),
+            durability: record.durability.into(),
+            delete_with_clone: disk.state.delete_with_clone,
+            attached: self.open.attached(record.id),
+            used_bytes: self.open.delta_bytes(record.id),
+            disk: format!("/v1/disks/{}", disk.name),
+            created_ms: record.created_ms,
+        }
+    }
+
+    /// Whether a clone has disks, for what is said before it is deleted.
+    pub(super) fn disks_of(&self, clone: &Named<CloneEntry>) -> Vec<String> {
+        let all = self.catalog.remembered_all::<DiskEntry>();
+        let of = all.iter().filter(|d| d.state.attached_to.as_ref() == Some(&clone.name));
+        of.map(|d| d.name.to_string()).collect()
+    }
+}

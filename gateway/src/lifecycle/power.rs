@@ -1,0 +1,216 @@
+//! What happens to a clone when its machine is switched on or off: updates that wait, resets that a policy wants, holds.
+//!
+//! Events come from operators and hooks (`power on|off|logoff`) and from NBD: a clean good-bye of the last writer that nobody follows within
+//! the grace time. A lost connection is no event: a restart, a migration or a network fault never discards a byte.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clonegate_core::advice::{
+    BaseState, Exit, Lifetime, Release, ResetEvent, ResetOnto, ResetRequest, ResetTiming, ResetVerdict,
+    Volume as Subject, check,
+};
+use clonegate_core::format::catalog::{CloneEntry, TemplateEntry};
+use clonegate_core::ids::CloneId;
+use clonegate_core::{Error, Result};
+
+use super::gateway::Gateway;
+use super::open::{Of, Open};
+use super::placement::{advised, image};
+use super::views::{PowerEvent, PowerOutcome, Touched};
+use crate::catalog::Named;
+use crate::exports::CloneRef;
+
+impl Gateway {
+    pub(super) async fn do_power_clone(self: Arc<Self>, clone: String, event: PowerEvent) -> Result<PowerOutcome> {
+        let clone = self.find_clone(&clone.parse()?).await?;
+        match event {
+            PowerEvent::On => self.power_on(&clone).await,
+            PowerEvent::Off => self.ask_reset(&clone, ResetEvent::PowerOff).await,
+            PowerEvent::Logoff => self.ask_reset(&clone, ResetEvent::LogOff).await,
+        }
+    }
+
+    /// Does what waits for the power-on: an update.
+    pub(super) async fn power_on(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<PowerOutcome> {
+        let Some(number) = clone.state.pending_version else {
+            return Ok(outcome(clone, "kept", "nothing waits for it", ""));
+        };
+        self.check_discard(clone)?;
+        let version = self.version_for_clones(&clone.state.template, Some(number)).await?;
+        self.rebase(clone, &clone.state.template, &version).await?;
+        Ok(outcome(clone, "updated", &format!("version {number} waited for its power-on"), "update"))
+    }
+
+    /// Asks the policy whether the delta goes, and does what is safe of the answer.
+    async fn ask_reset(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
+        let entry = &clone.state;
+        let Some(base) = entry.record.base else {
+            return Ok(outcome(clone, "kept", "it has no base to go back to", ""));
+        };
+        let (datastore, known) = self.find_base(base).await?;
+        let template = self.catalog.remembered::<TemplateEntry>(&entry.template);
+        let newer = template.as_ref().and_then(|t| t.state.published).filter(|p| *p > entry.version).map(|p| Release {
+            image: image(&entry.template, p),
+            published_ms: template.as_ref().map_or(0, |t| t.written_ms),
+        });
+        let mut labels = entry.labels.clone();
+        labels.sort_by(|a, b| a.key.cmp(&b.key));
+        let request = ResetRequest {
+            event,
+            subject: Subject {
+                id: clone.name.to_string(),
+                pool: entry.pool.as_ref().map(ToString::to_string).unwrap_or_default(),
+                lifetime: entry.lifetime,
+                created_ms: entry.record.created_ms,
+                last_reset_ms: entry.last_reset_ms,
+                last_exit: Exit::Unknown,
+                attached: !self.open.attached(entry.record.id).is_empty(),
+                held: entry.hold.is_some(),
+                delta: self.open.delta_bytes(entry.record.id).unwrap_or(0),
+                size: entry.record.size,
+                newer,
+                labels,
+            },
+            base: {
+                let mut base = advised(&known, &datastore.name);
+                if known.room() == 0 && !known.retired {
+                    base.state = BaseState::Ready;
+                }
+                base
+            },
+        };
+        let advice = self.advisor.reset(&request).await;
+        let (verdict, changed) = check::settle_reset(&request, advice.verdict, false);
+        match verdict {
+            ResetVerdict::Discard(plan) => {
+                if plan.timing == ResetTiming::WhenDetached && request.subject.attached {
+                    self.reset_waits.lock().insert(entry.record.id);
+                    return Ok(outcome(clone, "reset-when-detached", &plan.reason, &advice.by));
+                }
+                self.discard(clone, plan.onto).await?;
+                tracing::info!(clone = %clone.name, by = %advice.by, reason = %plan.reason, decision = %advice.decision, "reset");
+                Ok(outcome(clone, "reset", &plan.reason, &advice.by))
+            }
+            ResetVerdict::Hold(hold) => {
+                self.set_hold(clone, Some(hold.reason.clone())).await?;
+                Ok(outcome(clone, "held", &hold.reason, &advice.by))
+            }
+            ResetVerdict::AskAgain(seconds) => {
+                self.ask_again(clone.state.record.id, request.event, seconds);
+                Ok(outcome(clone, "kept", &format!("asked again in {seconds} s"), &advice.by))
+            }
+            ResetVerdict::Keep | ResetVerdict::NoOpinion => {
+                Ok(outcome(clone, "kept", changed.unwrap_or("the policy keeps it"), &advice.by))
+            }
+        }
+    }
+
+    async fn discard(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto) -> Result<()> {
+        self.check_discard(clone)?;
+        if onto == ResetOnto::NewestBase {
+            let version = self.version_for_clones(&clone.state.template, None).await?;
+            if version.number != clone.state.version {
+                return self.rebase(clone, &clone.state.template, &version).await;
+            }
+        }
+        let (_open, volume) = self.volume(clone).await?;
+        volume.reset(None).await?;
+        self.note_reset(clone).await
+    }
+
+    fn ask_again(&self, id: CloneId, event: ResetEvent, seconds: u32) {
+        let (me, clock) = (std::sync::Weak::clone(&self.me), self.clock.clone());
+        self.handle.spawn(async move {
+            clock.sleep(Duration::from_secs(u64::from(seconds))).await;
+            let Some(gateway) = me.upgrade() else { return };
+            let asked = async {
+                let clone = gateway.find_clone(&CloneRef::Id(id)).await?;
+                gateway.ask_reset(&clone, event).await
+            };
+            if let Err(error) = Box::pin(asked).await {
+                tracing::warn!(%id, %error, "the reset policy could not be asked again");
+            }
+        });
+    }
+
+    /// The last machine that wrote to a device said good-bye: a power-off, unless somebody follows within the grace time.
+    pub(super) fn clean_detach(&self, open: &Arc<Open>) {
+        let Of::Clone(id) = open.of else { return };
+        let waited = self.reset_waits.lock().remove(&id);
+        let grace = if waited { Duration::ZERO } else { self.settings.power_off_grace };
+        let (me, clock) = (std::sync::Weak::clone(&self.me), self.clock.clone());
+        let began = self.open.sessions_begun(id);
+        self.handle.spawn(async move {
+            clock.sleep(grace).await;
+            let Some(gateway) = me.upgrade() else { return };
+            // Somebody came, and maybe went again by losing the connection: no power-off.
+            if gateway.open.sessions_begun(id) != began || !gateway.open.attached(id).is_empty() {
+                return;
+            }
+            let asked = async {
+                let clone = gateway.find_clone(&CloneRef::Id(id)).await?;
+                gateway.ask_reset(&clone, ResetEvent::PowerOff).await
+            };
+            if let Err(error) = asked.await {
+                tracing::warn!(%id, %error, "the power-off could not be handled");
+            }
+        });
+    }
+
+    /// Resets what its own rules say: at an interval, or past a size. Never an open or a held clone.
+    pub(super) async fn apply_reset_rules(self: Arc<Self>) {
+        let now = self.clock.now_ms();
+        for clone in self.catalog.remembered_all::<CloneEntry>() {
+            let rules = &clone.state.reset;
+            let since = clone.state.last_reset_ms.unwrap_or(clone.state.record.created_ms);
+            let due = rules.every_ms.is_some_and(|every| since.saturating_add(every) <= now);
+            let large =
+                rules.at_bytes.zip(self.open.delta_bytes(clone.state.record.id)).is_some_and(|(most, has)| has >= most);
+            if !(due || large) || self.check_discard(&clone).is_err() {
+                continue;
+            }
+            match self.discard(&clone, ResetOnto::SameBase).await {
+                Ok(()) => tracing::info!(clone = %clone.name, due, large, "reset by its own rule"),
+                Err(error) => tracing::warn!(clone = %clone.name, %error, "its reset rule failed"),
+            }
+        }
+    }
+
+    async fn set_hold(&self, clone: &Named<CloneEntry>, why: Option<String>) -> Result<()> {
+        let set = |entry: &mut CloneEntry| {
+            entry.hold.clone_from(&why);
+            Ok(())
+        };
+        self.catalog.change(&clone.name, set).await.map(drop)
+    }
+
+    pub(super) async fn do_hold_clone(self: Arc<Self>, clone: String, why: Option<String>) -> Result<Touched> {
+        const WHY_BYTES_MAX: usize = 512;
+        if why.as_ref().is_some_and(|why| why.len() > WHY_BYTES_MAX) {
+            return Err(Error::invalid("bad-text", format!("a reason has at most {WHY_BYTES_MAX} bytes")));
+        }
+        let clone = self.find_clone(&clone.parse()?).await?;
+        self.set_hold(&clone, why).await?;
+        Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
+    }
+
+    pub(super) async fn do_set_lifetime(self: Arc<Self>, clone: String, lifetime: Lifetime) -> Result<Touched> {
+        let clone = self.find_clone(&clone.parse()?).await?;
+        let set = |entry: &mut CloneEntry| {
+            entry.lifetime = lifetime;
+            Ok(())
+        };
+        self.catalog.change(&clone.name, set).await?;
+        Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
+    }
+}
+
+fn outcome(clone: &Named<CloneEntry>, action: &str, reason: &str, by: &str) -> PowerOutcome {
+    PowerOutcome {
+        clone: clone.name.to_string(),
+        action: action.to_owned(),
+        reason: reason.to_owned(),
+        by: by.to_owned(),
+    }
+}
