@@ -9,6 +9,7 @@ pub mod images;
 pub mod machine;
 pub mod memory;
 pub mod memory_disk;
+pub mod nbd;
 pub mod programs;
 pub mod raw_http;
 pub mod tree;

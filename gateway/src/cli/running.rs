@@ -18,7 +18,7 @@ use crate::http::{self, HttpServer, HttpSettings};
 use crate::lifecycle::views::to_labels;
 use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
-use crate::nbd::{self, NbdServer, NbdSettings};
+use crate::nbd::{self, NbdServer, NbdSettings, NbdTls};
 use crate::policy::Policies;
 
 /// Files and sockets that the process may have open, if the system permits so many.
@@ -34,6 +34,7 @@ pub(super) struct Prepared {
     http: SocketAddr,
     nbd: Option<SocketAddr>,
     nbd_unix: Option<PathBuf>,
+    tls: Option<NbdTls>,
 }
 
 /// A gateway that serves.
@@ -56,7 +57,15 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     let clock = Clock::system();
     let policies = Policies::start(host_settings(config)?, clock.clone())?;
     let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies.clone()), clock.clone()).await?;
-    Ok(Prepared { gateway, policies, clock, http, nbd, nbd_unix: config.listen.nbd_unix.clone() })
+    Ok(Prepared {
+        gateway,
+        policies,
+        clock,
+        http,
+        nbd,
+        nbd_unix: config.listen.nbd_unix.clone(),
+        tls: config.tls.clone(),
+    })
 }
 
 impl Prepared {
@@ -73,7 +82,8 @@ impl Prepared {
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
             None
         } else {
-            let settings = NbdSettings { listen: self.nbd, unix: self.nbd_unix, ..NbdSettings::default() };
+            let settings =
+                NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..NbdSettings::default() };
             Some(nbd::serve(settings, exports).await?)
         };
         Ok(Running { gateway: self.gateway, http, nbd })

@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use clonegate_policy_host::{Binding, Chains};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::nbd::NbdTls;
 use crate::store::{Secret, StoreConfig};
 
 pub use load::{from_text, load, to_text};
@@ -24,6 +25,9 @@ pub struct Config {
     pub sources: Vec<String>,
     /// Where to listen.
     pub listen: Listen,
+    /// Certificates of NBD over TCP; without them it is plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<NbdTls>,
     /// The host memory cache in front of base reads.
     pub icache: ICache,
     /// Stores of bases and deltas. More can be added with `clonegate datastore add`.
@@ -43,6 +47,7 @@ impl Default for Config {
         Self {
             home: Home(StoreConfig::new("file:///var/lib/clonegate/home")),
             listen: Listen::default(),
+            tls: None,
             icache: ICache::default(),
             datastore: Vec::new(),
             journal: Journal::default(),

@@ -1,9 +1,9 @@
-//! Keeps an earlier connection's writes from landing after those of a later one.
+//! Keeps a dead connection's writes from landing after those of a later one.
 //!
 //! A client that loses its connection opens another and sends again what was not answered. Were a write of the first
-//! connection done after that, it could undo a newer one. So a new connection is admitted to a device only when every
-//! earlier one has taken in all that its socket had, and has finished the writes among it; one that is dead is finished
-//! altogether. Connections that are alive (multi-conn) just go on.
+//! connection done after that, it could undo a newer one. So a new connection to a device asks every earlier one: one
+//! whose client is there lets it pass at once (multi-conn), one whose client has hung up first takes in what its socket
+//! still has, finishes its writes and ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,10 +18,13 @@ use crate::device::Device;
 /// Told when the barrier is passed; dropping it says so too.
 pub(super) type Passed = oneshot::Sender<()>;
 
-/// The connections of each device.
+/// Connections of one device, each with its number and where to ask it.
+type Seats = Vec<(u64, mpsc::UnboundedSender<Passed>)>;
+
+/// The connections of each device, by its address in memory.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
-    seats: Mutex<HashMap<usize, Vec<(u64, mpsc::UnboundedSender<Passed>)>>>,
+    seats: Mutex<HashMap<usize, Seats>>,
     next: std::sync::atomic::AtomicU64,
 }
 

@@ -11,6 +11,7 @@ mod handshake;
 mod outbox;
 mod server;
 mod settings;
+mod socket;
 mod stats;
 mod status;
 mod tls;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clonegate_core::{Error, Result};
-use tokio::io::{self, AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{self, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -24,9 +24,11 @@ use tokio_util::task::TaskTracker;
 use super::gate::Gates;
 use super::handshake::{self, Encryption, Outcome};
 use super::settings::NbdSettings;
+use super::socket::Socket;
 use super::stats::NbdStats;
 use super::tls;
 use super::transmission::Transmission;
+use crate::clock::Clock;
 use crate::exports::{Detach, Exports};
 
 /// How long shutdown waits for what is in flight.
@@ -45,10 +47,34 @@ pub(super) struct Shared {
     pub(super) exports: Arc<dyn Exports>,
     pub(super) gates: Arc<Gates>,
     pub(super) stats: Arc<NbdStats>,
-    /// In KiB.
-    pub(super) waiting: Arc<Semaphore>,
+    pub(super) memory: Memory,
     pub(super) stop: CancellationToken,
     main: Handle,
+}
+
+/// Memory for requests that wait, in KiB, over all connections. Large ones have a part of their own, so that clients
+/// that announce much and send it slowly hold up only each other.
+#[derive(Debug)]
+pub(super) struct Memory {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Memory {
+    /// Requests up to this many bytes are small.
+    const SMALL_BYTES_MAX: u64 = 1 << 20;
+
+    fn new(bytes: u64) -> Self {
+        // Room for the largest request at least, so that it can ever be done.
+        let kib = usize::try_from(bytes / 2048).unwrap_or(usize::MAX).clamp(64 * 1024, Semaphore::MAX_PERMITS);
+        Self { small: Arc::new(Semaphore::new(kib)), large: Arc::new(Semaphore::new(kib)) }
+    }
+
+    /// The part that a request of `bytes` takes from, and how much of it.
+    pub(super) fn part(&self, bytes: u64) -> (&Arc<Semaphore>, u32) {
+        let part = if bytes <= Self::SMALL_BYTES_MAX { &self.small } else { &self.large };
+        (part, u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX))
+    }
 }
 
 impl Shared {
@@ -78,7 +104,6 @@ pub struct NbdServer {
 ///
 /// # Errors
 /// `Invalid` for settings that cannot be (no address, bad certificates); `Unavailable` with code `cannot-listen`.
-#[expect(clippy::unused_async, reason = "listening on a host name will need it; callers await both edges alike")]
 pub async fn serve(settings: NbdSettings, exports: Arc<dyn Exports>) -> Result<NbdServer> {
     if settings.listen.is_none() && settings.unix.is_none() {
         return Err(Error::invalid("nowhere-to-listen", "NBD has neither a TCP address nor a Unix socket")
@@ -88,10 +113,8 @@ pub async fn serve(settings: NbdSettings, exports: Arc<dyn Exports>) -> Result<N
     let tcp = settings.listen.map(listen_tcp).transpose()?;
     let local_addr = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
     let unix = settings.unix.as_deref().map(listen_unix).transpose()?;
-    let kib = usize::try_from(settings.waiting_bytes_max / 1024).unwrap_or(usize::MAX);
     let shared = Arc::new(Shared {
-        // Room for the largest request at least, so that it can ever be done.
-        waiting: Arc::new(Semaphore::new(kib.clamp(64 * 1024, Semaphore::MAX_PERMITS))),
+        memory: Memory::new(settings.waiting_bytes_max),
         exports,
         gates: Arc::default(),
         stats: Arc::default(),
@@ -258,11 +281,11 @@ impl Drop for Counted {
 
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "an NBD connection cannot be accepted");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
+    Clock::system().sleep(ACCEPT_PAUSE).await;
 }
 
 /// One connection from greeting to end.
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+async fn connection<S: Socket + 'static>(
     mut io: S,
     shared: Arc<Shared>,
     client: String,
@@ -311,12 +334,7 @@ async fn within<T>(shared: &Shared, patience: Duration, handshake: impl Future<O
     }
 }
 
-async fn transmit<S: AsyncRead + AsyncWrite + Unpin + Send>(
-    io: S,
-    session: Box<handshake::Session>,
-    shared: Arc<Shared>,
-    client: &str,
-) {
+async fn transmit<S: Socket>(io: S, session: Box<handshake::Session>, shared: Arc<Shared>, client: &str) {
     let handshake::Session { device, attachment, seat, rules } = *session;
     let name = device.info().name.clone();
     tracing::info!(export = name, client, style = ?rules.style, "NBD attached");

@@ -54,7 +54,7 @@ impl Default for NbdSettings {
 }
 
 /// Encryption by TLS 1.2 or 1.3 with certificates.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NbdTls {
     /// PEM file of the server's certificate and those between it and the root.
@@ -62,7 +62,7 @@ pub struct NbdTls {
     /// PEM file of the private key.
     pub key: PathBuf,
     /// PEM file of the authorities whose client certificates are accepted; when set, a client must show one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
     /// Whether plain connections are refused. Defaults to yes: a server that takes both can be talked down.
     #[serde(default = "yes")]

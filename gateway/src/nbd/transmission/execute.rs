@@ -8,9 +8,9 @@ use clonegate_core::nbd::{Command, Contexts, Request, Style, Verdict, command_fl
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::future::FutureExt;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::super::socket::Socket;
 use super::super::status;
 use super::receive::Receiving;
 use super::{Event, Transmission};
@@ -27,13 +27,11 @@ enum Answer {
 /// A request that waited and is answered.
 pub(super) struct Answered {
     request: Request,
-    /// The epoch of a write.
-    epoch: Option<u64>,
     result: Result<Answer>,
     permit: OwnedSemaphorePermit,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
+impl<S: Socket> Transmission<S> {
     /// Does a request that is right: at once if the device can, otherwise as a future that waits.
     pub(super) fn execute(&mut self, request: Request, payload: Bytes, permit: Option<OwnedSemaphorePermit>) {
         let payload = match request.command {
@@ -58,8 +56,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
             _ => payload,
         };
         let permit = permit.or_else(|| {
-            let kib = u32::try_from(Self::weight(&request).div_ceil(1024)).unwrap_or(u32::MAX);
-            Arc::clone(&self.shared.waiting).try_acquire_many_owned(kib).ok()
+            let (part, kib) = self.shared.memory.part(Self::weight(&request));
+            Arc::clone(part).try_acquire_many_owned(kib).ok()
         });
         match permit {
             Some(permit) => self.start(request, payload, permit),
@@ -81,31 +79,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
             request.length = length;
             contexts = chosen;
         }
-        let epoch = request.command.writes().then(|| self.epoch());
-        if epoch.is_some()
-            && let Some((_, count)) = self.writes.last_mut()
-        {
-            *count += 1;
-        }
+        self.waiting_writes += usize::from(request.command.writes());
         self.waiting_count += 1;
         self.waiting_bytes += Self::weight(&request);
         self.waiting_grew = true;
         let device = Arc::clone(&self.device);
         let work = async move {
             let result = perform(device, &request, payload, contexts).await;
-            Event::Answered(Answered { request, epoch, result, permit })
+            Event::Answered(Answered { request, result, permit })
         };
         self.waiting.push(work.boxed());
     }
 
     /// Takes what a waiting request came to.
     pub(super) fn answer(&mut self, answered: Answered) {
-        let Answered { request, epoch, result, permit } = answered;
+        let Answered { request, result, permit } = answered;
         self.waiting_count -= 1;
         self.waiting_bytes -= Self::weight(&request);
-        if let Some((_, count)) = self.writes.iter_mut().find(|(number, _)| Some(*number) == epoch) {
-            *count -= 1;
-        }
+        self.waiting_writes -= usize::from(request.command.writes());
         if !self.broken {
             self.reply(&request, result);
             self.outbox.permit(permit);

@@ -9,14 +9,12 @@ mod receive;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::BytesMut;
 use clonegate_core::limits::NBD_WAITING_MAX;
 use clonegate_core::nbd::{Request, Rules};
 use futures::future::{BoxFuture, FutureExt, poll_fn};
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::PollSemaphore;
@@ -26,6 +24,7 @@ use self::receive::Receiving;
 use super::gate::{Passed, Seat};
 use super::outbox::Outbox;
 use super::server::Shared;
+use super::socket::Socket;
 use super::stats::Tally;
 use crate::device::Device;
 use crate::exports::Detach;
@@ -36,8 +35,6 @@ const INPUT_BYTES_MIN: usize = 32 * 1024;
 const UNSENT_BYTES_HIGH: usize = 1024 * 1024;
 /// Bytes of waiting requests of one connection before more are looked at.
 const WAITING_BYTES_HIGH: u64 = 64 << 20;
-/// More than the receive buffer of a socket ever holds: after reading so much, what was in it is read.
-const SOCKET_BUFFER_BYTES: u64 = 16 << 20;
 /// A client that takes fewer reply bytes than this within the reply timeout counts as taking none.
 const REPLY_BYTES_STEP: u64 = 64 * 1024;
 
@@ -47,15 +44,6 @@ enum Event {
     Barrier(Passed, UnboundedReceiver<Passed>),
     NoMoreBarriers,
     Stop,
-}
-
-/// A newer connection that waits until what this one received before it came is done.
-struct Barrier {
-    passed: Passed,
-    /// Writes of this epoch and of those before are waited for.
-    epoch: u64,
-    /// Bytes received when it came; `None` once the socket was seen empty after that.
-    received: Option<u64>,
 }
 
 /// What a client leaves undone.
@@ -78,19 +66,20 @@ pub(super) struct Transmission<S> {
     input: BytesMut,
     /// What the receive buffer holds when it is made anew.
     input_bytes: usize,
-    received_bytes: u64,
     receiving: Receiving,
     requests: u64,
-    memory: PollSemaphore,
+    /// Waits for memory, when it must.
+    memory: Option<PollSemaphore>,
 
     waiting: FuturesUnordered<BoxFuture<'static, Event>>,
     /// Futures were added to `waiting` since it was polled.
     waiting_grew: bool,
     waiting_count: usize,
     waiting_bytes: u64,
-    /// Writes that wait, by epoch; the last epoch is the present one. A barrier begins a new one.
-    writes: Vec<(u64, usize)>,
-    barriers: Vec<Barrier>,
+    /// Writes among those that wait.
+    waiting_writes: usize,
+    /// Newer connections that wait for the end of this one.
+    newer: Vec<Passed>,
 
     outbox: Outbox,
     /// No more requests are taken; says how the connection counts.
@@ -103,7 +92,7 @@ pub(super) struct Transmission<S> {
     tally: Tally,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
+impl<S: Socket> Transmission<S> {
     pub(super) fn new(io: S, device: Arc<dyn Device>, mut seat: Seat, rules: Rules, shared: Arc<Shared>) -> Self {
         let mut waiting = FuturesUnordered::new();
         waiting.push(shared.stop.clone().cancelled_owned().map(|()| Event::Stop).boxed());
@@ -112,25 +101,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
             io,
             device,
             rules,
-            memory: PollSemaphore::new(Arc::clone(&shared.waiting)),
+            memory: None,
             shared,
             seat,
             input: BytesMut::with_capacity(INPUT_BYTES_MIN),
             input_bytes: INPUT_BYTES_MIN,
-            received_bytes: 0,
             receiving: Receiving::Header,
             requests: 0,
             waiting,
             waiting_grew: true,
             waiting_count: 0,
             waiting_bytes: 0,
-            writes: vec![(0, 0)],
-            barriers: Vec::new(),
+            waiting_writes: 0,
+            newer: Vec::new(),
             outbox: Outbox::default(),
             closing: None,
             broken: false,
             stall: None,
-            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            timer: Box::pin(tokio::time::sleep_until(Instant::now())),
             tally: Tally::default(),
         }
     }
@@ -144,6 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
     pub(super) fn finish(mut self) -> Option<S> {
         self.tally.settle(&self.shared.stats);
         drop(self.seat);
+        drop(self.newer);
         (!self.broken).then_some(self.io)
     }
 
@@ -160,7 +149,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
             }
             progress |= was_full && !self.is_full();
             progress |= self.poll_input(cx);
-            self.pass_barriers();
             if let Some(how) = self.closing
                 && self.is_over()
             {
@@ -182,11 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
 
     /// Whether a closing connection has nothing left to do.
     fn is_over(&self) -> bool {
-        if self.broken {
-            self.writes.iter().all(|(_, count)| *count == 0)
-        } else {
-            self.waiting_count == 0 && self.outbox.unsent() == 0
-        }
+        if self.broken { self.waiting_writes == 0 } else { self.waiting_count == 0 && self.outbox.unsent() == 0 }
     }
 
     /// Ends the connection without good-bye. Writes in flight are finished, replies are not sent.
@@ -209,9 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
                 Event::Answered(answered) => self.answer(answered),
                 Event::Barrier(passed, barriers) => {
                     self.waiting.push(next_barrier(barriers));
-                    let epoch = self.epoch();
-                    self.writes.push((epoch + 1, 0));
-                    self.barriers.push(Barrier { passed, epoch, received: Some(self.received_bytes) });
+                    self.meet_newer(passed);
                 }
                 Event::NoMoreBarriers => {}
                 Event::Stop => {
@@ -222,34 +204,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
         progress
     }
 
-    fn epoch(&self) -> u64 {
-        self.writes.last().map_or(0, |(epoch, _)| *epoch)
-    }
-
-    /// Lets newer connections go on whose barrier is passed.
-    fn pass_barriers(&mut self) {
-        if self.barriers.is_empty() {
+    /// A newer connection wants to begin. It need not wait for a client that is alive; a dead one's writes come first.
+    fn meet_newer(&mut self, passed: Passed) {
+        if self.closing.is_none() && !self.io.is_hung_up() {
+            let _ = passed.send(());
             return;
         }
-        let total = self.received_bytes;
-        let closing = self.closing.is_some();
-        // While a payload is being received its write is yet to come.
-        let between = matches!(self.receiving, Receiving::Header);
-        let writes = &self.writes;
-        for barrier in std::mem::take(&mut self.barriers) {
-            let drained = match barrier.received {
-                None => true,
-                Some(then) => total - then > SOCKET_BUFFER_BYTES && between,
-            };
-            let busy = writes.iter().any(|(epoch, count)| *epoch <= barrier.epoch && *count > 0);
-            if (drained || closing) && !busy {
-                let _ = barrier.passed.send(());
-            } else {
-                self.barriers.push(barrier);
-            }
+        self.newer.push(passed);
+        // What is still in the socket is read to its end, unless nothing can be read: then it is barred.
+        if self.closing.is_none() && (self.is_full() || matches!(self.receiving, Receiving::Memory { .. })) {
+            self.lose("its client is gone");
         }
-        let present = self.epoch();
-        self.writes.retain(|(epoch, count)| *count > 0 || *epoch == present);
     }
 
     /// Cuts a client that leaves a request or its replies undone for too long. Gives whether it did.
@@ -302,14 +267,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
     }
 }
 
-/// Waits for a newer connection. By the time it says so the thread has asked the kernel once more which sockets have
-/// something, so that "nothing to read" is true and not merely not known yet.
 fn next_barrier(mut barriers: UnboundedReceiver<Passed>) -> BoxFuture<'static, Event> {
     async move {
-        let Some(passed) = barriers.recv().await else { return Event::NoMoreBarriers };
-        tokio::task::yield_now().await;
-        tokio::task::yield_now().await;
-        Event::Barrier(passed, barriers)
+        match barriers.recv().await {
+            Some(passed) => Event::Barrier(passed, barriers),
+            None => Event::NoMoreBarriers,
+        }
     }
     .boxed()
 }

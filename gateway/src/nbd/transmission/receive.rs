@@ -1,15 +1,17 @@
 //! Reading requests and their payloads from the socket.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use clonegate_core::nbd::{Request, Verdict};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::poll_read_buf;
+use tokio_util::sync::PollSemaphore;
 
+use super::super::socket::Socket;
 use super::Transmission;
 use crate::exports::Detach;
 
@@ -21,7 +23,7 @@ const INPUT_BYTES_MAX: usize = 256 * 1024;
 /// Room for a request with the largest payload that is copied.
 const ROOM_BYTES: usize = 17 * 1024;
 /// A large payload is given a second more for so many bytes.
-const PAYLOAD_BYTES_PER_SECOND: u64 = 256 * 1024;
+const PAYLOAD_BYTES_PER_SECOND: u64 = 1024 * 1024;
 
 /// What is being received.
 pub(super) enum Receiving {
@@ -51,7 +53,7 @@ impl Receiving {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
+impl<S: Socket> Transmission<S> {
     /// Takes requests out of the receive buffer, and begins them. Gives whether anything was done.
     pub(super) fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
@@ -95,8 +97,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
                 self.receiving = Receiving::Refused { request, left, errno, message };
             }
             Receiving::Memory { request, payload } => {
-                let kib = u32::try_from(Self::weight(&request).div_ceil(1024)).unwrap_or(u32::MAX);
-                match self.memory.poll_acquire_many(cx, kib) {
+                let (part, kib) = self.shared.memory.part(Self::weight(&request));
+                let memory = self.memory.get_or_insert_with(|| PollSemaphore::new(Arc::clone(part)));
+                let acquired = memory.poll_acquire_many(cx, kib);
+                if acquired.is_ready() {
+                    self.memory = None;
+                }
+                match acquired {
                     Poll::Ready(Some(permit)) => {
                         match payload {
                             Some(payload) => self.start(request, payload, permit),
@@ -172,18 +179,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transmission<S> {
                 self.closing = Some(Detach::Lost);
                 true
             }
-            Poll::Ready(Ok(count)) => {
-                self.received_bytes += count as u64;
-                true
-            }
+            Poll::Ready(Ok(_)) => true,
             Poll::Ready(Err(error)) => {
                 self.lose(&format!("requests cannot be read: {error}"));
                 true
             }
-            Poll::Pending => {
-                self.barriers.iter_mut().for_each(|barrier| barrier.received = None);
-                false
-            }
+            Poll::Pending => false,
         }
     }
 }
