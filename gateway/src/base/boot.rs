@@ -3,8 +3,10 @@
 //! Recording costs one relaxed load for a chunk that was touched before. A list has at most [`BOOT_SET_CHUNKS_MAX`] chunks, in the order
 //! of first touch since the base was opened; what happens after that is no boot any more.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use clonegate_core::format::bootset;
 use clonegate_core::limits::BOOT_SET_CHUNKS_MAX;
@@ -24,6 +26,11 @@ const IN_FLIGHT: usize = 16;
 const OVERTAKEN_CHUNKS: u32 = 256;
 /// Chunks of the largest base that is recorded (1 TiB of 64 KiB chunks, 2 MiB of bitmap).
 const RECORDED_CHUNKS_MAX: u64 = 16 << 20;
+
+/// How long a boot takes at most: what is touched later belongs to no boot.
+const BOOT: Duration = Duration::from_secs(180);
+/// A new boot set is written when at least one chunk in so many is new to the old one.
+const NEWS_ONE_IN: usize = 16;
 
 /// First touches of one open base.
 #[derive(Debug)]
@@ -82,14 +89,34 @@ impl Base {
         self.trace.order.lock().clone()
     }
 
-    /// Writes what was touched so far as the next boot set of this base and deletes older ones. Says how many chunks it has; nothing
-    /// is written when nothing was touched. To be called some time after a first boot.
+    /// Replays the newest boot set in the background, and after a while writes a newer one if a boot touched what the old one does not have.
+    /// Losing either costs time only, so failures are logged and not returned. Ends when the base is dropped.
+    pub fn keep_boot_set(self: &Arc<Self>, clock: &Clock) {
+        self.replay_boot_set();
+        let (base, clock) = (Arc::downgrade(self), clock.clone());
+        self.runtime.spawn(async move {
+            clock.sleep(BOOT).await;
+            let Some(base) = base.upgrade() else { return };
+            base.trace.recording.store(false, Relaxed);
+            if let Err(error) = base.save_boot_set(&clock).await {
+                tracing::warn!(base = %base.id(), %error, "boot set not written");
+            }
+        });
+    }
+
+    /// Writes the chunks of the newest boot set and, behind them, those touched since that it does not have, as the next boot set, and
+    /// deletes older ones. Says how many chunks it has; 0 when there was too little that is new, and nothing was written.
     ///
     /// # Errors
     /// `Unavailable`, `Denied`, `Exhausted` from the store.
     pub async fn save_boot_set(&self, clock: &Clock) -> Result<usize> {
-        let chunks = self.boot_trace();
-        if chunks.is_empty() {
+        let touched = self.boot_trace();
+        let mut chunks = self.load_boot_set().await?;
+        let known: HashSet<ChunkIndex> = chunks.iter().copied().collect();
+        let before = chunks.len();
+        chunks.extend(touched.into_iter().filter(|chunk| !known.contains(chunk)));
+        chunks.truncate(BOOT_SET_CHUNKS_MAX as usize);
+        if (chunks.len() - before) * NEWS_ONE_IN <= before {
             return Ok(0);
         }
         let listed = self.boot_sets().await?;

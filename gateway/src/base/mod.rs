@@ -7,6 +7,7 @@
 mod boot;
 mod device;
 mod fetch;
+mod forget;
 pub mod frame;
 pub(crate) mod packed;
 mod raw;
@@ -22,6 +23,7 @@ use clonegate_core::{Error, Result};
 use tokio::runtime::Handle;
 
 pub use device::BaseDevice;
+pub use forget::{Forgotten, forget};
 pub use raw::{NoRawSources, RawImage, RawSources, inspect};
 
 use crate::device::{Extent, Segments, Source};

@@ -252,16 +252,18 @@ async fn a_boot_set_is_recorded_in_order_of_first_touch_and_replayed() {
     let trace: Vec<u64> = base.boot_trace().iter().map(|chunk| chunk.0).collect();
     assert_eq!(trace, [5, 40, 6, 0]);
     assert_eq!(base.save_boot_set(&Clock::system()).await.unwrap(), 4);
-    assert_eq!(base.save_boot_set(&Clock::system()).await.unwrap(), 4);
+    assert_eq!(base.save_boot_set(&Clock::system()).await.unwrap(), 0, "nothing is new");
+    read(&base, ByteRange::at(50 * CHUNK, 1).unwrap()).await.unwrap();
+    assert_eq!(base.save_boot_set(&Clock::system()).await.unwrap(), 5);
     let sets = store.list(&keys::boot_sets(base.id())).await.unwrap();
     assert_eq!(sets.len(), 1, "older ones are deleted");
     // The next gateway has what a boot touches before it is asked for, and notes only what was asked for.
     let cache = ICache::new(64 << 20);
     let record = base.record().clone();
     let next = Base::open(store.clone(), record, &NoRawSources, cache, Handle::current()).await.unwrap();
-    assert_eq!(next.replay().await.unwrap(), 4);
+    assert_eq!(next.replay().await.unwrap(), 5);
     assert!(next.boot_trace().is_empty());
-    for chunk in trace {
+    for chunk in trace.into_iter().chain([50]) {
         assert!(next.try_read(ByteRange::at(chunk * CHUNK, CHUNK).unwrap()).is_some());
     }
     assert!(next.try_read(ByteRange::at(7 * CHUNK, CHUNK).unwrap()).is_none());
@@ -278,4 +280,24 @@ async fn a_damaged_boot_set_costs_time_only() {
     assert_eq!(base.replay().await.unwrap(), 0);
     base.replay_boot_set();
     assert_eq!(base.read(ByteRange::new(0, 1)).await.unwrap().concat(), Bytes::from(noise(1, 1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_base_holds_is_forgotten_and_what_is_shared_stays() {
+    let (store, _) = tampered();
+    let mut image = noise(1, 8 * CHUNK_BYTES as usize);
+    let first = imported(&store, &image).await;
+    let base = open(&store, &first, &ICache::new(16 << 20)).await.unwrap();
+    image[0] ^= 1;
+    let second = imported(&store, &image).await;
+    let next = open(&store, &second, &ICache::new(16 << 20)).await.unwrap();
+    assert_eq!(forget(&store, first.index).await.unwrap(), Forgotten::default(), "a base names it");
+    store.delete(&keys::base(base.id())).await.unwrap();
+    // The second image leans on the first one's pack.
+    assert_eq!(forget(&store, first.index).await.unwrap(), Forgotten { index: true, packs: 0 });
+    assert!(read(&next, ByteRange::new(0, next.size())).await.unwrap() == image);
+    store.delete(&keys::base(next.id())).await.unwrap();
+    assert_eq!(forget(&store, second.index).await.unwrap(), Forgotten { index: true, packs: 2 });
+    assert_eq!(forget(&store, second.index).await.unwrap(), Forgotten::default(), "again");
+    assert!(store.list(&keys::all()).await.unwrap().is_empty());
 }

@@ -159,7 +159,7 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
     if size == 0 {
         return Err(Error::invalid("empty-image", "the image is empty"));
     }
-    if size % SECTOR_BYTES != 0 {
+    if !size.is_multiple_of(SECTOR_BYTES) {
         let more = SECTOR_BYTES - size % SECTOR_BYTES;
         return Err(Error::invalid(
             "bad-image-size",

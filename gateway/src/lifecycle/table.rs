@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use clonegate_core::format::base::{BaseRecord, RetiredRecord};
+use clonegate_core::format::base::{BaseData, BaseRecord, RetiredRecord};
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::format::envelope;
 use clonegate_core::ids::{BaseId, Name};
@@ -168,14 +168,19 @@ impl Table {
         Ok(())
     }
 
-    /// Removes the record of a base that nothing is linked to.
+    /// Removes the record of a base that nothing is linked to, and its data when no other base holds the same image.
     pub(super) async fn remove(&self, id: BaseId) -> Result<()> {
+        let record = self.fetch(id).await?;
         self.state.lock().bases.remove(&id);
         for listed in self.store.list(&keys::boot_sets(id)).await? {
             self.store.delete(&keys::boot_sets(id).key(&listed.key)?).await?;
         }
         self.store.delete(&keys::base(id)).await?;
-        self.store.delete(&keys::retired(id)).await
+        self.store.delete(&keys::retired(id)).await?;
+        if let Some(BaseData::Packed { index }) = record.map(|record| record.data) {
+            crate::base::forget(&self.store, index).await?;
+        }
+        Ok(())
     }
 
     /// Lets a base take no more clones.

@@ -52,6 +52,7 @@ impl Bases {
             self.handle.clone(),
         )
         .await?;
+        base.keep_boot_set(self.datastore.store.clock());
         *place = Arc::downgrade(&base);
         Ok(base)
     }

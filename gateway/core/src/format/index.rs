@@ -33,6 +33,7 @@ use crate::limits;
 pub const PAGE_ENTRIES: u32 = 1024;
 /// Bytes of one entry.
 pub const ENTRY_BYTES: usize = 48;
+const ENTRY_BYTES_U32: u32 = 48;
 /// Bytes of one page reference in the page table.
 pub const PAGE_REF_BYTES: usize = 24;
 
@@ -346,7 +347,7 @@ fn parse_page_ref(bytes: &[u8; PAGE_REF_BYTES], number: u64, record: &IndexRecor
     match FrameRef::parse(frame)? {
         None if head == &[0; 8] => Ok(None),
         Some(frame) if head[..4] == [0; 4] && (1..=entries).contains(&used) => {
-            check_frame(&frame, record, entries * ENTRY_BYTES as u32)?;
+            check_frame(&frame, record, entries * ENTRY_BYTES_U32)?;
             Ok(Some(PageRef { used, frame }))
         }
         _ => Err(bad(format!("page {number} has {used} entries of {entries}"))),

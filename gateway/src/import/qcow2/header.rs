@@ -140,7 +140,7 @@ impl Fields {
         }
         let (least, most) = if self.version == 2 { (V2_BYTES, V2_BYTES) } else { (V3_BYTES, 1 << self.cluster_bits) };
         let header_bytes = self.header_bytes as usize;
-        if header_bytes < least || header_bytes > most || header_bytes % 8 != 0 {
+        if header_bytes < least || header_bytes > most || !header_bytes.is_multiple_of(8) {
             return Err(Error::invalid("bad-qcow2-header", format!("a header of {header_bytes} bytes")));
         }
         Ok(())
@@ -198,7 +198,7 @@ impl Fields {
             return bad(format!("a level 1 table of {} entries for {} bytes", self.l1_entries, self.size));
         }
         for (name, offset) in [("level 1", self.l1_offset), ("refcount", self.refcount_offset)] {
-            if offset % cluster != 0 {
+            if !offset.is_multiple_of(cluster) {
                 return bad(format!("the {name} table lies at {offset}, within a cluster"));
             }
         }

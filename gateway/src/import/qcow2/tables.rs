@@ -117,7 +117,7 @@ fn for_each_table(file: &File, header: &Header, mut each: impl FnMut(u64, u64, &
         read(file, &mut l1[..wanted], header.l1_offset + first * 8)?;
         for (number, entry) in entries(&l1[..wanted]).enumerate() {
             let (offset, guest) = (entry & OFFSET, (first + number as u64) * header.l2_span_bytes());
-            if entry & L1_RESERVED != 0 || offset % header.cluster_bytes() != 0 {
+            if entry & L1_RESERVED != 0 || !offset.is_multiple_of(header.cluster_bytes()) {
                 return Err(bad("a level 1 entry is none"));
             }
             if offset == 0 {
@@ -145,7 +145,8 @@ fn parse(entry: u64, header: &Header) -> Result<Option<Cluster>> {
     }
     let offset = entry & OFFSET;
     let reads_zero = entry & ZEROES != 0;
-    if entry & L2_RESERVED != 0 || offset % header.cluster_bytes() != 0 || (reads_zero && header.version < 3) {
+    if entry & L2_RESERVED != 0 || !offset.is_multiple_of(header.cluster_bytes()) || (reads_zero && header.version < 3)
+    {
         return Err(bad("a level 2 entry is none"));
     }
     Ok((offset != 0 && !reads_zero).then_some(Cluster::Plain(offset)))

@@ -1,0 +1,95 @@
+//! Deletes the index and the packs of an image that no base holds any more.
+//!
+//! Packs are shared between images, so the order matters; [ADR 10](../../../docs/adr/0010-indexes.md) tells why no lock is needed.
+
+use std::collections::HashSet;
+
+use clonegate_core::format::base::{BaseData, BaseRecord};
+use clonegate_core::format::envelope;
+use clonegate_core::ids::{BaseId, IndexId, PackId};
+use clonegate_core::{ErrorKind, Result};
+use futures::{StreamExt, TryStreamExt};
+
+use super::packed::read_index;
+use crate::store::{Store, keys};
+
+/// Requests at a time.
+const AT_ONCE: usize = 16;
+
+/// What forgetting an image did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Whether the index is gone; it stays while another base names it.
+    pub index: bool,
+    /// Packs deleted.
+    pub packs: u64,
+}
+
+/// To be called after a base record was deleted: deletes the index that it named unless another base names it, and then those of its packs
+/// that no other index names. May be called again when it was interrupted before the index was gone; packs left after that are for fsck.
+///
+/// # Errors
+/// Those of the store. Nothing is deleted when a base or an index cannot be read: it might name what would be deleted.
+pub async fn forget(store: &Store, id: IndexId) -> Result<Forgotten> {
+    if is_named(store, id).await? {
+        return Ok(Forgotten::default());
+    }
+    let index = match read_index(store, id).await {
+        Ok(index) => index,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Forgotten::default()),
+        Err(error) => return Err(error),
+    };
+    // First the index, then the list of the others: an import that leans on these packs puts its own index before it looks for this one.
+    store.delete(&keys::index(id)).await?;
+    let used = used_packs(store).await?;
+    let mut packs = 0;
+    for pack in index.record.packs.iter().filter(|pack| !used.contains(pack)) {
+        store.delete(&keys::pack(*pack)).await?;
+        packs += 1;
+    }
+    Ok(Forgotten { index: true, packs })
+}
+
+async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
+    let bases = store.list_dirs(&keys::bases()).await?;
+    let bases: Vec<BaseId> = bases.iter().filter_map(|id| id.parse().ok()).collect();
+    let mut records = futures::stream::iter(bases)
+        .map(|base| {
+            let store = store.clone();
+            async move {
+                let Some(object) = store.find(&keys::base(base)).await? else { return Ok(false) };
+                let record: BaseRecord = envelope::decode(&object).map_err(|e| e.on(keys::base(base).to_string()))?;
+                Ok(matches!(record.data, BaseData::Packed { index } if index == id))
+            }
+        })
+        .buffer_unordered(AT_ONCE);
+    while let Some(named) = records.try_next().await? {
+        if named {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Every pack that an index of the datastore names.
+async fn used_packs(store: &Store) -> Result<HashSet<PackId>> {
+    let listed = store.list(&keys::indexes()).await?;
+    let indexes: Vec<IndexId> = listed.iter().filter_map(|one| one.key.parse().ok()).collect();
+    let mut read = futures::stream::iter(indexes)
+        .map(|id| {
+            let store = store.clone();
+            async move {
+                match read_index(&store, id).await {
+                    Ok(index) => Ok(index.record.packs),
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+                    Err(error) => Err(error),
+                }
+            }
+        })
+        .buffer_unordered(AT_ONCE);
+    let mut used = HashSet::new();
+    while let Some(packs) = read.try_next().await? {
+        used.extend(packs);
+    }
+    Ok(used)
+}
