@@ -60,6 +60,12 @@ impl Trace {
         range.start() / self.chunk_bytes..range.end().div_ceil(self.chunk_bytes)
     }
 
+    /// `range` widened to whole chunks.
+    pub(super) fn whole_chunks(&self, range: ByteRange) -> ByteRange {
+        let chunks = self.chunks_of(range);
+        ByteRange::new(chunks.start * self.chunk_bytes, chunks.end * self.chunk_bytes)
+    }
+
     /// Notes that a machine asked for `range`.
     pub(super) fn touch(&self, range: ByteRange) {
         if !self.recording.load(Relaxed) {

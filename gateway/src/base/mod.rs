@@ -4,6 +4,7 @@
 //! Both answer from the iCache and fetch what is missing once, however many wait. Fetches run on the main runtime, so a base may be
 //! read from any runtime.
 
+mod ahead;
 mod boot;
 mod device;
 mod fetch;
@@ -29,6 +30,7 @@ pub use raw::{NoRawSources, RawImage, RawSources, inspect};
 use crate::device::{Extent, Segments, Source};
 use crate::icache::ICache;
 use crate::store::{Store, keys};
+use ahead::Ahead;
 use boot::Trace;
 use packed::{Packed, Warmed};
 use raw::Raw;
@@ -40,13 +42,14 @@ pub struct Base {
     store: Store,
     data: Data,
     trace: Trace,
+    ahead: Ahead,
     runtime: Handle,
 }
 
 #[derive(Debug)]
 enum Data {
-    Packed(Packed),
-    Raw(Raw),
+    Packed(Arc<Packed>),
+    Raw(Arc<Raw>),
 }
 
 impl Base {
@@ -66,15 +69,15 @@ impl Base {
             BaseData::Packed { index } => {
                 let packed = Packed::open(store.clone(), *index, size, cache, runtime.clone()).await?;
                 let chunk_bytes = packed.chunk_bytes();
-                (Data::Packed(packed), chunk_bytes)
+                (Data::Packed(Arc::new(packed)), chunk_bytes)
             }
             BaseData::Raw { store: url, key, etag } => {
                 let raw = Raw::open(sources, (url, key, etag), size, cache, runtime.clone()).await?;
-                (Data::Raw(raw), u64::from(CHUNK_BYTES))
+                (Data::Raw(Arc::new(raw)), u64::from(CHUNK_BYTES))
             }
         };
         let trace = Trace::new(size.div_ceil(chunk_bytes), chunk_bytes);
-        Ok(Arc::new(Self { record, store, data, trace, runtime }))
+        Ok(Arc::new(Self { record, store, data, trace, ahead: Ahead::default(), runtime }))
     }
 
     /// Its id.
@@ -123,9 +126,26 @@ impl Base {
     pub async fn read(&self, range: ByteRange) -> Result<Segments> {
         range.check_within(self.record.size).map_err(|e| self.on(e))?;
         self.trace.touch(range);
+        self.read_ahead(range);
         match &self.data {
             Data::Packed(packed) => packed.read(range).await,
             Data::Raw(raw) => raw.read(range).await,
+        }
+    }
+
+    /// Starts fetching what a sequence of reads will want next.
+    fn read_ahead(&self, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        let Some(ahead) = self.ahead.note(self.trace.whole_chunks(range), self.record.size) else { return };
+        // Whoever reads it will hear of an error; here nobody waits.
+        match &self.data {
+            Data::Packed(packed) => {
+                let packed = Arc::clone(packed);
+                self.runtime.spawn(async move { packed.start_reading(ahead).await });
+            }
+            Data::Raw(raw) => raw.start_reading(ahead),
         }
     }
 

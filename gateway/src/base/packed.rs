@@ -128,6 +128,12 @@ impl Packed {
         Ok(segments)
     }
 
+    /// Starts whatever is missing of `range`, for nobody yet.
+    pub(super) async fn start_reading(&self, range: ByteRange) {
+        // Fetches are tasks of their own: they go on when those who would wait for them are dropped.
+        drop(self.request(range).await);
+    }
+
     /// Starts whatever is missing of `range` and says in order what it consists of.
     async fn request(&self, range: ByteRange) -> Result<Vec<Piece>> {
         let (mut pieces, mut wanted) = (Vec::new(), Vec::new());

@@ -156,6 +156,29 @@ impl Raw {
 
     pub(super) async fn read(&self, range: ByteRange) -> Result<Segments> {
         self.source.check()?;
+        let pieces = self.request(range);
+        let mut segments = Segments::new();
+        for (line, piece) in pieces {
+            let bytes = match piece {
+                Ok(bytes) => bytes,
+                Err(pending) => self.wait(pending).await?,
+            };
+            segments.push(self.slice(&bytes, line, range)?);
+        }
+        // Others may have noticed a change while this waited.
+        self.source.check()?;
+        Ok(segments)
+    }
+
+    /// Starts whatever is missing of `range`, for nobody yet.
+    pub(super) fn start_reading(&self, range: ByteRange) {
+        if self.source.check().is_ok() {
+            drop(self.request(range));
+        }
+    }
+
+    /// Starts whatever is missing of `range` and gives its lines in order, there or on their way.
+    fn request(&self, range: ByteRange) -> Vec<(u64, Result<Bytes, Pending>)> {
         let (mut pieces, mut wanted) = (Vec::new(), Vec::new());
         for line in range.start() / LINE..range.end().div_ceil(LINE) {
             let piece = match self.cache.begin(self.key(line)) {
@@ -169,17 +192,7 @@ impl Raw {
             pieces.push((line, piece));
         }
         self.start(wanted);
-        let mut segments = Segments::new();
-        for (line, piece) in pieces {
-            let bytes = match piece {
-                Ok(bytes) => bytes,
-                Err(pending) => self.wait(pending).await?,
-            };
-            segments.push(self.slice(&bytes, line, range)?);
-        }
-        // Others may have noticed a change while this waited.
-        self.source.check()?;
-        Ok(segments)
+        pieces
     }
 
     async fn wait(&self, pending: Pending) -> Result<Bytes> {

@@ -301,3 +301,22 @@ async fn what_no_base_holds_is_forgotten_and_what_is_shared_stays() {
     assert_eq!(forget(&store, second.index).await.unwrap(), Forgotten::default(), "again");
     assert!(store.list(&keys::all()).await.unwrap().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_of_reads_waits_for_far_fewer_gets_than_chunks() {
+    let (store, _) = tampered();
+    let image = noise(1, 256 * CHUNK_BYTES as usize);
+    let imported = imported(&store, &image).await;
+    let base = open(&store, &imported, &ICache::new(64 << 20)).await.unwrap();
+    let before = gets(&store);
+    let mut bytes = Vec::new();
+    for chunk in 0..256 {
+        let range = ByteRange::at(chunk * CHUNK, CHUNK).unwrap();
+        match base.try_read(range) {
+            Some(segments) => bytes.extend(segments.concat()),
+            None => bytes.extend(read(&base, range).await.unwrap()),
+        }
+    }
+    assert!(bytes == image);
+    assert!(gets(&store) - before < 64, "{} GETs", gets(&store) - before);
+}
