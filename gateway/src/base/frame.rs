@@ -13,6 +13,7 @@ const WORTH_ONE_IN: usize = 16;
 /// Packs frames; keeps its workspace from one to the next.
 pub struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
+    scratch: Vec<u8>,
 }
 
 impl Packer {
@@ -25,19 +26,17 @@ impl Packer {
         let mut compressor = zstd::bulk::Compressor::new(level).map_err(wrong)?;
         // The length is in the index already.
         compressor.include_contentsize(false).map_err(wrong)?;
-        Ok(Self { compressor })
+        Ok(Self { compressor, scratch: Vec::new() })
     }
 
     /// `plain` as it is to be stored: compressed when that pays.
     pub fn pack(&mut self, plain: &[u8]) -> (Encoding, Vec<u8>) {
         let most = plain.len() - plain.len() / WORTH_ONE_IN;
-        let mut packed = vec![0; most];
-        // A destination too small is an error here, and exactly the case in which it does not pay.
-        match self.compressor.compress_to_buffer(plain, packed.as_mut_slice()) {
-            Ok(length) if length > 0 && length < most => {
-                packed.truncate(length);
-                (Encoding::Zstd, packed)
-            }
+        self.scratch.clear();
+        self.scratch.reserve(most);
+        // A destination too small is an error here, and one of the cases in which it does not pay.
+        match self.compressor.compress_to_buffer(plain, &mut self.scratch) {
+            Ok(length) if length > 0 && length < most => (Encoding::Zstd, self.scratch.clone()),
             _ => (Encoding::Raw, plain.to_vec()),
         }
     }

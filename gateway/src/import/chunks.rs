@@ -1,5 +1,6 @@
 //! From pieces to batches of whole chunks, and from a batch to frames that are ready to be stored.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -126,9 +127,30 @@ pub(super) struct Worked {
     pub(super) done: Vec<Done>,
 }
 
+/// What a working thread keeps from one batch to the next, so that it need not fetch fresh memory from the system for each.
+struct Tools {
+    level: i32,
+    packer: Packer,
+    read: Vec<u8>,
+}
+
+thread_local! {
+    static TOOLS: RefCell<Option<Tools>> = const { RefCell::new(None) };
+}
+
 /// Reads what is to be read, drops zeroes, hashes, and compresses what is not known yet. Blocks; for a thread of its own.
 pub(super) fn work(batch: Batch, chunk_bytes: u32, level: i32, known: &Known) -> Result<Worked> {
-    let mut packer = Packer::new(level)?;
+    TOOLS.with_borrow_mut(|tools| {
+        let tools = match tools {
+            Some(tools) if tools.level == level => tools,
+            other => other.insert(Tools { level, packer: Packer::new(level)?, read: Vec::new() }),
+        };
+        work_with(tools, batch, chunk_bytes, known)
+    })
+}
+
+fn work_with(tools: &mut Tools, batch: Batch, chunk_bytes: u32, known: &Known) -> Result<Worked> {
+    let Tools { packer, read, .. } = tools;
     let mut worked = Worked { reached: 0, read_bytes: 0, done: Vec::new() };
     let mut each = |chunk: u64, plain: &[u8]| {
         worked.read_bytes += plain.len() as u64;
@@ -146,9 +168,9 @@ pub(super) fn work(batch: Batch, chunk_bytes: u32, level: i32, known: &Known) ->
     match batch {
         Batch::Here(chunks) => chunks.iter().for_each(|(chunk, plain)| each(*chunk, plain)),
         Batch::Stored(first, offset, length, reader) => {
-            let mut bytes = vec![0; length];
-            reader.read_at(offset, &mut bytes)?;
-            for (chunk, plain) in (first..).zip(bytes.chunks(chunk_bytes as usize)) {
+            read.resize(length, 0);
+            reader.read_at(offset, read)?;
+            for (chunk, plain) in (first..).zip(read.chunks(chunk_bytes as usize)) {
                 each(chunk, plain);
             }
         }
