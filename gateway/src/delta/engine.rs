@@ -14,13 +14,14 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::cache::DeltaCache;
+use super::journal::{Journal, JournalSettings};
 use crate::clock::Clock;
 
 /// How deltas are kept. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct DeltaSettings {
-    /// Directory of the journal for `local` clones; without it they are kept as `object`.
-    pub journal: Option<PathBuf>,
+    /// The journal for `local` clones; without it a flush of theirs waits for the store.
+    pub journal: Option<JournalSettings>,
     /// Directory for what `ephemeral` clones hold beyond the dirty budget; without it that goes to the store.
     pub scratch: Option<PathBuf>,
     /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it.
@@ -61,6 +62,8 @@ impl Default for DeltaSettings {
     }
 }
 
+const UPKEEP_MAX: usize = 2;
+
 /// Dirty memory is counted in units of this, so that 32 bits of permits are enough.
 pub(crate) const BUDGET_UNIT: u64 = 4096;
 
@@ -77,6 +80,9 @@ pub struct Engine {
     pub handle: Handle,
     pub(crate) cache: DeltaCache,
     pub(crate) budget: Arc<Semaphore>,
+    pub(crate) journal: Option<Journal>,
+    /// Volumes that fold and write checkpoints at the same time: a round takes memory.
+    pub(crate) upkeep: Semaphore,
     /// Seconds since it was opened, counted by a task: cheaper to read than a clock.
     pub(crate) tick: AtomicU64,
     open: Mutex<HashSet<CloneId>>,
@@ -89,7 +95,10 @@ impl Engine {
     /// What the journal gives: `Conflict` with code `journal-in-use` or `journal-of-another`, `Corrupt`, `Invalid`.
     pub fn open(settings: DeltaSettings, gateway: GatewayId, clock: Clock, handle: Handle) -> Result<Arc<Self>> {
         let units = |bytes: u64| usize::try_from(bytes / BUDGET_UNIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let journal = settings.journal.clone().map(|settings| Journal::open(settings, &clock)).transpose()?;
         let engine = Arc::new(Self {
+            journal,
+            upkeep: Semaphore::new(UPKEEP_MAX),
             cache: DeltaCache::new(settings.cache_bytes),
             budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
             open: Mutex::new(HashSet::new()),
@@ -119,6 +128,18 @@ impl Engine {
     pub fn dirty_bytes(&self) -> u64 {
         let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
         self.settings.dirty_bytes.saturating_sub(free)
+    }
+
+    /// Clones of which the journal held flushed writes at start. Open them: what is not in the store yet goes there.
+    pub fn pending_clones(&self) -> Vec<CloneId> {
+        self.journal.as_ref().map(Journal::pending).unwrap_or_default()
+    }
+
+    /// Gives up what the journal held of a clone at start, because the clone is gone.
+    pub fn forget(&self, clone: CloneId) {
+        if let Some(journal) = &self.journal {
+            journal.forget_pending(clone);
+        }
     }
 
     /// Marks a volume as open in this process: there is one instance of each.

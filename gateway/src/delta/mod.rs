@@ -5,9 +5,13 @@
 //! puts a delta over a base and makes a device of it.
 
 pub mod cache;
+pub mod check;
 pub mod claim;
+pub mod collect;
 pub mod dirty;
 mod engine;
+pub mod fold;
+pub(crate) mod journal;
 pub mod load;
 pub mod map;
 pub mod object;
@@ -15,3 +19,4 @@ pub mod state;
 
 pub(crate) use engine::{BUDGET_UNIT, Registration};
 pub use engine::{DeltaSettings, Engine};
+pub use journal::JournalSettings;

@@ -65,6 +65,8 @@ pub struct LogState {
     pub bytes_since: u64,
     /// Size of the newest checkpoint, bytes.
     pub checkpoint_bytes: u64,
+    /// Counts images that were taken in from checkpoints, for those who look at a copy of this.
+    pub adoptions: u64,
 }
 
 /// A record to be applied, with what its object says.
@@ -98,6 +100,7 @@ impl LogState {
             records_since: 0,
             bytes_since: 0,
             checkpoint_bytes: 0,
+            adoptions: 0,
         }
     }
 
@@ -135,6 +138,7 @@ impl LogState {
             records_since: 0,
             bytes_since: 0,
             checkpoint_bytes: object.len() as u64,
+            adoptions: 0,
         })
     }
 
@@ -166,6 +170,7 @@ impl LogState {
     /// Takes in the image of a kept state, read from its checkpoint.
     pub fn load_kept(&mut self, at: Position, loaded: &Self) {
         let image = self.adopt(loaded);
+        self.adoptions += 1;
         for kept in self.kept.iter_mut().filter(|k| k.kept.at == at) {
             kept.image = Some(image.clone());
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clonegate_core::format::clone::Durability;
-use clonegate_core::format::log::{Change, CommitHead, CommitRecord, Position, Run, encode_commit};
+use clonegate_core::format::log::{Change, CommitHead, CommitRecord, Position, Run};
 use clonegate_core::limits::{COMMIT_BYTES_MAX, COMMIT_EXTENTS_MAX};
 use clonegate_core::units::{BLOCK_BYTES, BlockIndex};
 use clonegate_core::{Error, ErrorKind, Result};
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::core::{Batch, Core};
 use super::ops::Operation;
+use super::upkeep::{House, Round};
 use crate::delta::claim::fenced;
 use crate::delta::dirty::Dirty;
 use crate::delta::load::IN_FLIGHT_COMMITS;
@@ -37,6 +38,8 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 pub(super) enum Command {
     /// Do this, in the order of the log.
     Do(Operation, oneshot::Sender<Result<()>>),
+    /// Do a round of upkeep now; answered when it has come to its end.
+    Tend(oneshot::Sender<Result<()>>),
     /// Put everything into the store, close the epoch, end.
     Close(oneshot::Sender<Result<()>>),
 }
@@ -71,11 +74,17 @@ pub(super) struct Committer {
     pub(super) next: Position,
     /// The batch up to which records were begun.
     begun: u64,
+    /// What upkeep remembers; away while a round is under way.
+    pub(super) house: Option<House>,
+    pub(super) upkeep: Option<BoxFuture<'static, Round>>,
+    /// Those who asked for a round that has not begun, and for the one that has.
+    pub(super) tending: Vec<oneshot::Sender<Result<()>>>,
+    pub(super) tended: Vec<oneshot::Sender<Result<()>>>,
 }
 
 impl Committer {
     /// Starts the committer of a volume that was just claimed; its next record follows `at`.
-    pub(super) fn start(core: &Arc<Core>, at: Position, durable: u64) {
+    pub(super) fn start(core: &Arc<Core>, at: Position, durable: u64, leftovers: usize) {
         let (send, commands) = mpsc::unbounded_channel();
         *core.commands.lock() = Some(send);
         let committer = Self {
@@ -85,6 +94,10 @@ impl Committer {
             parts: VecDeque::new(),
             next: at.next(),
             begun: durable,
+            house: Some(House::new(leftovers)),
+            upkeep: None,
+            tending: Vec::new(),
+            tended: Vec::new(),
         };
         core.engine.handle.spawn(committer.run());
     }
@@ -97,7 +110,8 @@ impl Committer {
                     return self.core.die(&error);
                 }
             }
-            let deadline = self.deadline();
+            self.begin_upkeep();
+            let (deadline, look) = (self.deadline(), self.look());
             let full = self.in_flight.len() >= IN_FLIGHT_COMMITS;
             tokio::select! {
                 biased;
@@ -106,15 +120,24 @@ impl Committer {
                         return self.core.die(&error);
                     }
                 }
+                round = next_round(&mut self.upkeep), if self.upkeep.is_some() => {
+                    if let Err(error) = self.end_upkeep(round).await {
+                        return self.core.die(&error);
+                    }
+                }
                 command = self.commands.recv() => match command {
                     Some(Command::Do(operation, reply)) => {
                         let result = self.operate(operation).await;
+                        if let Some(house) = &mut self.house {
+                            house.wanted |= result.is_ok();
+                        }
                         let dead = result.as_ref().err().filter(|e| e.kind() == ErrorKind::Fenced).cloned();
                         let _ = reply.send(result);
                         if let Some(error) = dead {
                             return self.core.die(&error);
                         }
                     }
+                    Some(Command::Tend(reply)) => self.tending.push(reply),
                     Some(Command::Close(reply)) => {
                         let result = self.close().await;
                         self.core.die(&closed(&self.core));
@@ -131,8 +154,14 @@ impl Committer {
                 },
                 () = self.core.wake.notified() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() && !full => {}
+                () = tokio::time::sleep_until(look.unwrap_or_else(far)), if look.is_some() => {}
             }
         }
+    }
+
+    /// When upkeep is to be looked at even if nothing happens.
+    fn look(&self) -> Option<Instant> {
+        self.house.as_ref().and_then(|house| house.look)
     }
 
     /// When accepted writes are due to be sent even if nobody asks.
@@ -163,8 +192,7 @@ impl Committer {
         let due = match core.mode {
             Durability::Object => !state.queue.is_empty(),
             Durability::Local | Durability::Ephemeral => {
-                let bytes: u64 = state.queue.iter().map(|batch| batch.bytes).sum();
-                wanted || bytes >= super::write::BATCH_BYTES || late(state.queue.front().map(|batch| batch.sealed))
+                wanted || state.queue_bytes >= super::write::BATCH_BYTES || late(state.queue.front().map(|batch| batch.sealed))
             }
         };
         if !due {
@@ -178,6 +206,7 @@ impl Committer {
             if !batches.is_empty() && (bytes > COMMIT_BYTES_MAX as u64 / 2 || runs > RUNS_MAX) {
                 break;
             }
+            state.queue_bytes -= batch.bytes;
             batches.extend(state.queue.pop_front());
         }
         let base = state.log.image.base;
@@ -232,12 +261,10 @@ impl Committer {
         let mut record = commit.record;
         record.at = self.next;
         self.next = self.next.next();
-        let (object, extents, frames_at) = encode_commit(record.clone(), &commit.runs)?;
-        record.extents = u32::try_from(extents.len()).unwrap_or(u32::MAX);
-        record.blocks = extents.iter().filter(|e| e.frame.is_some()).map(|e| e.blocks).sum();
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
+        let (object, head) = super::tail::encode(record, &commit.runs)?;
         let done = Done {
-            head: CommitHead { record, extents, frames_at },
+            head,
             size: object.len() as u64,
             newest: commit.newest,
             upto: commit.upto,
@@ -269,6 +296,9 @@ impl Committer {
         drop(state);
         drop(done.permits);
         self.core.progress.set_durable(done.upto);
+        if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
+            journal.release(self.core.record.id, done.upto);
+        }
         Ok(())
     }
 
@@ -343,6 +373,13 @@ impl Committer {
     }
 }
 
+async fn next_round(upkeep: &mut Option<BoxFuture<'static, Round>>) -> Round {
+    match upkeep {
+        Some(round) => round.await,
+        None => std::future::pending().await,
+    }
+}
+
 fn far() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
@@ -352,7 +389,7 @@ pub(super) fn closed(core: &Core) -> Error {
 }
 
 /// Runs in pieces of what one record takes, in the order of the volume.
-fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
+pub(super) fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
     let most = COMMIT_BYTES_MAX as u64 / 2;
     let mut parts = vec![Vec::new()];
     let mut bytes = 0;
@@ -386,7 +423,7 @@ fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
 
 /// Puts a record until it is there, or is somebody else's. An outage is waited out; another failure is told to those who
 /// flush, and tried again all the same.
-async fn put(core: &Core, key: &Key, object: Bytes) -> Result<()> {
+pub(super) async fn put(core: &Core, key: &Key, object: Bytes) -> Result<()> {
     let mut wait = RETRY_FIRST;
     loop {
         match core.store.put_new(key, object.clone()).await {

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use clonegate_core::format::clone::{CloneRecord, Durability};
 use clonegate_core::format::log::{Position, Run};
+use clonegate_core::ids::Epoch;
 use clonegate_core::{Error, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use super::base::{BaseProvider, BaseRead};
 use super::commit::Command;
 use crate::delta::dirty::Dirty;
+use crate::delta::journal::Submission;
 use crate::delta::state::LogState;
 use crate::delta::{BUDGET_UNIT, Engine, Registration};
 use crate::device::{DeviceInfo, Version};
@@ -58,6 +60,7 @@ pub(super) struct State {
     /// Accepted writes of the batches that are on their way.
     pub(super) sealed: Dirty,
     pub(super) queue: VecDeque<Batch>,
+    pub(super) queue_bytes: u64,
     /// The number that the open batch will have.
     pub(super) next_batch: u64,
     pub(super) version: Version,
@@ -169,6 +172,8 @@ pub(super) struct Core {
     pub(super) read_end: AtomicU64,
     /// The engine's tick at which a reader last looked at the log.
     pub(super) looked: AtomicU64,
+    /// An operator said that flushed writes of a lost gateway may be missing.
+    pub(super) lost_tail_accepted: AtomicBool,
     pub(super) _registration: Registration,
 }
 
@@ -188,9 +193,31 @@ impl Core {
         }
     }
 
-    /// Closes the open batch and sends it where a flush of this volume waits for it.
-    pub(super) fn seal(&self, state: &mut State) -> Option<u64> {
-        state.seal()
+    /// Closes the open batch, and hands it to the journal when the mode has one.
+    pub(super) fn seal(self: &Arc<Self>, state: &mut State) {
+        if state.seal().is_none() || self.mode != Durability::Local {
+            return;
+        }
+        let (Some(journal), Some(batch)) = (&self.engine.journal, state.queue.back()) else { return };
+        let core = Arc::clone(self);
+        let number = batch.number;
+        // Under the state's lock, so that batches come to the journal in their order.
+        journal.submit(Submission {
+            clone: self.record.id,
+            epoch: state.log.at.map_or(Epoch(0), |at| at.epoch),
+            number,
+            change: batch.change,
+            time_ms: batch.time_ms,
+            runs: batch.runs.clone(),
+            done: Box::new(move |done| match done {
+                Ok(()) => core.progress.set_journaled(number),
+                // The journal cannot promise it, so the store has to.
+                Err(_) => {
+                    core.progress.wanted.fetch_max(number, Ordering::AcqRel);
+                    core.wake.notify_one();
+                }
+            }),
+        });
     }
 
     /// Asks the committer to put everything accepted so far into the store, to make room.
@@ -201,27 +228,41 @@ impl Core {
     }
 
     /// See [`crate::device::Device::flush`].
-    pub(super) async fn flush(&self) -> Result<()> {
-        if self.mode == Durability::Ephemeral {
-            return match &self.state.read().role {
+    pub(super) async fn flush(self: &Arc<Self>) -> Result<()> {
+        match self.mode {
+            Durability::Ephemeral => match &self.state.read().role {
                 Role::Dead(error) => Err(error.clone()),
                 _ => Ok(()),
-            };
-        }
-        let newest = {
-            let state = self.state.read();
-            match &state.role {
-                Role::Dead(error) => return Err(error.clone()),
-                Role::Reader => return Ok(()),
-                Role::Owner => state.newest_batch(),
+            },
+            Durability::Local if self.engine.journal.is_some() => {
+                let newest = {
+                    let mut state = self.state.write();
+                    match &state.role {
+                        Role::Dead(error) => return Err(error.clone()),
+                        Role::Reader => return Ok(()),
+                        Role::Owner => self.seal(&mut state),
+                    }
+                    state.newest_batch()
+                };
+                self.progress.reached(newest, true).await
             }
-        };
-        if self.progress.durable() >= newest {
-            return Ok(());
+            Durability::Local | Durability::Object => {
+                let newest = {
+                    let state = self.state.read();
+                    match &state.role {
+                        Role::Dead(error) => return Err(error.clone()),
+                        Role::Reader => return Ok(()),
+                        Role::Owner => state.newest_batch(),
+                    }
+                };
+                if self.progress.durable() >= newest {
+                    return Ok(());
+                }
+                self.progress.wanted.fetch_max(newest, Ordering::AcqRel);
+                self.wake.notify_one();
+                self.progress.reached(newest, false).await
+            }
         }
-        self.progress.wanted.fetch_max(newest, Ordering::AcqRel);
-        self.wake.notify_one();
-        self.progress.reached(newest, false).await
     }
 
     /// Ends ownership: nothing is acknowledged any more.
@@ -230,6 +271,7 @@ impl Core {
         state.role = Role::Dead(error.clone());
         state.open_permits.clear();
         state.queue.clear();
+        state.queue_bytes = 0;
         self.publish(&state);
         drop(state);
         self.progress.set_dead(error.clone());
@@ -248,12 +290,14 @@ impl State {
         for run in &runs {
             self.sealed.insert(run.start.0, run.start.0 + run.blocks, run.data.clone(), number);
         }
+        let bytes = std::mem::take(&mut self.open_bytes);
+        self.queue_bytes += bytes;
         self.queue.push_back(Batch {
             number,
             change: self.version.change,
             time_ms: self.modified_ms,
             runs,
-            bytes: std::mem::take(&mut self.open_bytes),
+            bytes,
             sealed: Instant::now(),
             permits: std::mem::take(&mut self.open_permits),
         });

@@ -10,13 +10,15 @@ mod ops;
 mod own;
 mod plan;
 mod read;
+mod tail;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod write;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -93,7 +95,8 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Opens the volume as a reader: nothing is claimed and nothing written.
+    /// Opens the volume as a reader: nothing is claimed and nothing written, unless the journal of this gateway holds
+    /// flushed writes of it: those are put into the store first.
     ///
     /// # Errors
     /// `Conflict` with code `already-open` when this process has it open; `NotFound` with code `clone-deleted`;
@@ -138,10 +141,11 @@ impl Volume {
             open_permits: Vec::new(),
             sealed: Dirty::default(),
             queue: VecDeque::new(),
+            queue_bytes: 0,
             next_batch: 1,
             seen: own::seen(&listing),
         };
-        let tick = engine.tick.load(std::sync::atomic::Ordering::Relaxed);
+        let tick = engine.tick.load(Ordering::Relaxed);
         let core = Core {
             mode: record.durability,
             face: ArcSwap::from_pointee(Face { pristine: false, reader: true, base }),
@@ -154,6 +158,7 @@ impl Volume {
             commands: Mutex::new(None),
             read_end: AtomicU64::new(0),
             looked: AtomicU64::new(tick),
+            lost_tail_accepted: AtomicBool::new(false),
             _registration: registration,
             store,
             record,
@@ -162,13 +167,24 @@ impl Volume {
             info,
         };
         core.publish(&core.state.read());
-        Ok(Arc::new(Self { core: Arc::new(core) }))
+        let core = Arc::new(core);
+        if core.engine.journal.as_ref().is_some_and(|journal| journal.has_pending(core.record.id)) {
+            core.recover().await?;
+        }
+        Ok(Arc::new(Self { core }))
+    }
+
+    /// Says that flushed writes of a lost gateway, which only its journal held, may be missing: an operator's yes to
+    /// what the error `lost-tail` says. Holds for the next claim.
+    pub fn accept_lost_tail(&self) {
+        self.core.lost_tail_accepted.store(true, Ordering::Release);
     }
 
     /// Makes this gateway the owner now, rather than at the first write.
     ///
     /// # Errors
-    /// `Fenced` with code `taken-over` when another gateway is quicker; what the store gives.
+    /// `Fenced` with code `taken-over` when another gateway is quicker; `Conflict` with code `lost-tail` when a gateway
+    /// that is gone may have flushed writes in its journal, see [`Volume::accept_lost_tail`]; what the store gives.
     pub async fn claim(&self) -> Result<()> {
         self.core.own().await
     }
@@ -226,10 +242,24 @@ impl Volume {
         self.core.close().await
     }
 
+    /// Does a round of upkeep now: folds, writes a checkpoint, deletes garbage that is past its grace. Otherwise that
+    /// happens by itself when enough has been written.
+    ///
+    /// # Errors
+    /// What the store gives; nothing is lost by it, and it is tried again by itself.
+    pub async fn tend(&self) -> Result<()> {
+        self.core.own().await?;
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let sent = self.core.commands.lock().as_ref().is_some_and(|c| c.send(commit::Command::Tend(reply)).is_ok());
+        if !sent {
+            return Err(commit::closed(&self.core));
+        }
+        answer.await.map_err(|_| commit::closed(&self.core))?
+    }
+
     /// How it stands.
     pub fn status(&self) -> VolumeStatus {
         let state = self.core.state.read();
-        let sealed: u64 = state.queue.iter().map(|batch| batch.bytes).sum();
         let named = |kept: &crate::delta::state::KeptImage| {
             let name = kept.kept.name.clone()?;
             Some(SnapshotStatus { name, time_ms: kept.kept.time_ms, base: kept.kept.base })
@@ -243,7 +273,7 @@ impl Volume {
             durability: self.core.mode,
             base: state.log.image.base,
             delta_bytes: state.log.image.map.data_blocks() * BLOCK_BYTES,
-            dirty_bytes: sealed + state.open_bytes,
+            dirty_bytes: state.queue_bytes + state.open_bytes,
             snapshots: state.log.kept.iter().filter_map(named).collect(),
             undo_until_ms: state.log.kept(None).map(|kept| kept.kept.until_ms),
             lost_tail: state.log.lost_tail,

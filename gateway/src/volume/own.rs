@@ -9,6 +9,7 @@ use clonegate_core::{Error, Result};
 use super::commit::{Command, Committer, closed};
 use super::core::{Core, Role, Seen};
 use crate::delta::claim::{Claimant, claim};
+use crate::delta::journal::Journal;
 use crate::delta::load::{Listing, Loaded, load};
 use crate::device::Version;
 
@@ -40,24 +41,37 @@ impl Core {
         task.await.map_err(|_| super::read::stopping())?
     }
 
+    /// Puts what the journal of this gateway held of the volume into the store.
+    pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
+        self.own().await
+    }
+
     async fn take_over(self: &Arc<Self>) -> Result<()> {
         let loaded = load(&self.store, &self.record).await?;
+        let leftovers = loaded.listing.logs.len() + loaded.listing.segments.len();
+        let lost_tail = self.check_tail(&loaded).await?;
+        let tail = self.tail(&loaded).await?;
         let who = Claimant {
             gateway: self.engine.gateway,
-            journal: None,
+            journal: self.engine.journal.as_ref().filter(|_| self.mode == Durability::Local).map(Journal::id),
             fresh: self.mode == Durability::Ephemeral,
-            lost_tail: false,
+            lost_tail,
         };
-        let log = claim(&self.store, &self.record, loaded, &who, &self.engine.clock).await?;
+        let mut log = claim(&self.store, &self.record, loaded, &who, &self.engine.clock).await?;
+        self.replay_tail(&mut log, tail).await?;
         let base = self.base(log.image.base).await?;
         let at = log.at.ok_or_else(|| Error::internal("no-open", "a claim without a record"))?;
         let mark = log.journal_mark;
+        if let Some(journal) = &self.engine.journal {
+            journal.forget_pending(self.record.id);
+        }
+        self.lost_tail_accepted.store(false, Ordering::Release);
         let mut state = self.state.write();
         self.adopt(&mut state, log, base);
         state.role = Role::Owner;
         state.next_batch = mark + 1;
         self.progress.begin_at(mark);
-        Committer::start(self, at, mark);
+        Committer::start(self, at, mark, leftovers);
         self.publish(&state);
         Ok(())
     }

@@ -60,7 +60,7 @@ impl Core {
     }
 
     /// Writes when everything that it needs is in memory, there is room, and we are the owner.
-    pub(super) fn try_write(&self, offset: u64, data: &Bytes) -> Option<Result<()>> {
+    pub(super) fn try_write(self: &Arc<Self>, offset: u64, data: &Bytes) -> Option<Result<()>> {
         let range = ByteRange::at(offset, data.len() as u64).ok()?;
         if range.end() > self.record.size || range.is_empty() {
             return None;
@@ -139,7 +139,7 @@ impl Core {
 
     /// Puts a write into the open batch.
     fn put(
-        &self,
+        self: &Arc<Self>,
         state: &mut State,
         range: ByteRange,
         data: &Bytes,
@@ -183,7 +183,7 @@ impl Core {
     }
 
     /// Counts an accepted change and wakes the committer when it has something to do.
-    fn accepted(&self, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
+    fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
         state.open_bytes += bytes;
         state.open_permits.extend(permits);
         // Enough numbers that each part of a large write, which may be a commit of its own, has one.
@@ -194,7 +194,10 @@ impl Core {
         if state.open_since.is_none() {
             state.open_since = Some(Instant::now());
             self.publish(state);
-            self.wake.notify_one();
+            // To set its timer; with batches waiting it has one already.
+            if state.queue.is_empty() {
+                self.wake.notify_one();
+            }
         }
         if state.open_bytes >= BATCH_BYTES && self.mode != Durability::Ephemeral {
             self.seal(state);

@@ -45,6 +45,7 @@ pub enum Kind {
     JournalSegment = 11,
     JournalEntry = 12,
     CloneDeleted = 13,
+    JournalOwner = 14,
     CatalogEntry = 20,
     Job = 21,
     Decision = 22,

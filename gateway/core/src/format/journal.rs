@@ -45,6 +45,20 @@ impl Record for JournalSegmentRecord {
     const VERSION: u16 = 1;
 }
 
+/// `owner`: whose journal a directory holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalOwnerRecord {
+    /// Names the journal; claims of epochs say it.
+    pub journal: Nonce,
+    /// Whose it is, such as the URL of the gateway's home.
+    pub owner: String,
+}
+
+impl Record for JournalOwnerRecord {
+    const KIND: Kind = Kind::JournalOwner;
+    const VERSION: u16 = 1;
+}
+
 /// One batch of writes of one clone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntryRecord {

@@ -1,0 +1,129 @@
+//! Garbage: which objects of a clone nothing needs any more.
+//!
+//! Only the owner collects, and only behind a checkpoint of its own epoch; what it deletes it has first named in an
+//! `unlink` record of its own, so a stale owner cannot delete.
+
+use std::collections::{HashMap, HashSet};
+
+use clonegate_core::format::log::{Change, ObjectName, Position};
+use clonegate_core::limits::UNLINK_OBJECTS_MAX;
+use clonegate_core::{ErrorKind, Result};
+use futures::{FutureExt, StreamExt, stream};
+use tokio::time::Instant;
+
+use super::load::{Listing, read_checkpoint, read_head};
+use super::map::Place;
+use super::object::{Objects, key_of};
+use super::state::{Image, LogState};
+use crate::store::Store;
+
+/// Deletes in flight.
+const IN_FLIGHT: usize = 16;
+/// A record without blocks is not larger than this: it may be a poison record.
+const SMALL_BYTES: u64 = 4096;
+
+/// What a collector remembers from one run to the next.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Since when each object has been garbage.
+    since: HashMap<ObjectName, Instant>,
+    /// Records that are known to be poison; they are never deleted.
+    poison: HashSet<Position>,
+    /// What the checkpoint of each kept state needs.
+    kept: HashMap<Position, HashSet<ObjectName>>,
+}
+
+/// The names of the objects that an image needs.
+pub fn names_of(objects: &Objects, image: &Image) -> HashSet<ObjectName> {
+    let mut indexes = HashSet::new();
+    for run in image.map.iter() {
+        if let Place::Object { object, .. } = run.place {
+            indexes.insert(object);
+        }
+    }
+    indexes.into_iter().filter_map(|index| objects.get(index).map(|object| object.facts.name)).collect()
+}
+
+/// Lists the clone's objects and says which may be deleted now: garbage since `grace`. `state` is behind the checkpoint
+/// `at`, which is of the collector's own epoch; `stored` is what that checkpoint needs.
+///
+/// # Errors
+/// What the store gives; on any error nothing is garbage.
+pub async fn garbage(
+    store: &Store,
+    state: &LogState,
+    at: Position,
+    stored: &HashSet<ObjectName>,
+    grace: std::time::Duration,
+    memory: &mut Memory,
+) -> Result<Vec<ObjectName>> {
+    let listing = Listing::read(store, state.clone).await?;
+    let mut live: HashSet<ObjectName> = names_of(&state.objects, &state.image);
+    live.extend(stored);
+    memory.kept.retain(|at, _| state.kept.iter().any(|k| k.kept.at == *at));
+    for kept in &state.kept {
+        live.insert(ObjectName::Checkpoint(kept.kept.at));
+        // What the stored checkpoint says counts: another owner may have written it, over other objects.
+        if !memory.kept.contains_key(&kept.kept.at) {
+            let loaded = read_checkpoint(store, state.clone, kept.kept.at, None).await?;
+            memory.kept.insert(kept.kept.at, names_of(&loaded.objects, &loaded.image));
+        }
+        live.extend(memory.kept.get(&kept.kept.at).into_iter().flatten());
+        if let Some(image) = &kept.image {
+            live.extend(names_of(&state.objects, image));
+        }
+    }
+    live.insert(ObjectName::Checkpoint(at));
+    let mut dead = Vec::new();
+    for (position, _) in listing.checkpoints.iter().filter(|(position, _)| *position < at) {
+        dead.push(ObjectName::Checkpoint(*position));
+    }
+    for (epoch, number, _) in &listing.segments {
+        dead.push(ObjectName::Segment(*epoch, *number));
+    }
+    for (position, size) in listing.logs.iter().filter(|(position, _)| *position <= at) {
+        if live.contains(&ObjectName::Log(*position)) || memory.poison.contains(position) {
+            continue;
+        }
+        if *size <= SMALL_BYTES && position.epoch != at.epoch {
+            match read_head(store, state.clone, *position, Some(*size)).await {
+                Ok((head, _)) if matches!(head.record.what, Change::Poison { .. } | Change::Close) => {
+                    memory.poison.insert(*position);
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                // What cannot be read may be a poison record: it stays.
+                Err(error) if error.kind() == ErrorKind::Corrupt => continue,
+                Err(error) => return Err(error),
+            }
+        }
+        dead.push(ObjectName::Log(*position));
+    }
+    dead.retain(|name| !live.contains(name));
+    let now = Instant::now();
+    let known: HashSet<ObjectName> = dead.iter().copied().collect();
+    memory.since.retain(|name, _| known.contains(name));
+    dead.retain(|name| now.duration_since(*memory.since.entry(*name).or_insert(now)) >= grace);
+    dead.truncate(UNLINK_OBJECTS_MAX);
+    Ok(dead)
+}
+
+impl Memory {
+    /// Whether anything waits for its grace to end.
+    pub fn waits(&self) -> bool {
+        !self.since.is_empty()
+    }
+}
+
+/// Deletes objects that an accepted `unlink` record names. What fails is found again by the next collection.
+pub async fn delete(store: &Store, state_clone: clonegate_core::ids::CloneId, objects: &[ObjectName]) {
+    let deletes: Vec<_> =
+        objects.iter().map(|name| key_of(state_clone, *name)).map(|key| async move { store.delete(&key).await }.boxed()).collect();
+    let mut done = stream::iter(deletes).buffer_unordered(IN_FLIGHT);
+    while let Some(result) = done.next().await {
+        if let Err(error) = result {
+            tracing::warn!(%error, "garbage could not be deleted; it is tried again later");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Upkeep of an owned volume, beside its commits: fold, checkpoint, find garbage.
+//!
+//! The order makes it crash-safe. A segment is put before the checkpoint that names it; the states that are kept have
+//! their checkpoints before the present one; garbage is looked for only behind a checkpoint of our own epoch; and it is
+//! deleted only after the `unlink` record that names it was accepted.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clonegate_core::format::checkpoint::CheckpointRecord;
+use clonegate_core::format::log::{Change, ObjectName, Position};
+use clonegate_core::{Error, Result};
+use tokio::time::Instant;
+
+use super::commit::Committer;
+use super::core::Core;
+use crate::delta::collect::{self, Memory};
+use crate::delta::fold;
+use crate::delta::load::read_checkpoint;
+use crate::delta::map::{BlockMap, Place};
+use crate::delta::state::{Image, LogState};
+use crate::store::{PutNew, keys};
+
+/// Segments that one round of upkeep writes at most.
+const FOLDS_MAX: u32 = 8;
+/// Objects of an earlier owner from which on a new one cleans up at once.
+const LEFTOVERS: usize = 64;
+/// After a failure, and while garbage waits for its grace, upkeep is looked at after this time.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// What upkeep remembers from one round to the next.
+#[derive(Debug)]
+pub(super) struct House {
+    segments: u64,
+    memory: Memory,
+    pub(super) wanted: bool,
+    pub(super) look: Option<Instant>,
+}
+
+impl House {
+    pub(super) fn new(leftovers: usize) -> Self {
+        Self { segments: 0, memory: Memory::default(), wanted: leftovers >= LEFTOVERS, look: None }
+    }
+}
+
+/// A round of upkeep that came to its end.
+pub(super) struct Round {
+    house: House,
+    result: Result<Vec<ObjectName>>,
+}
+
+/// Whether so much lies behind the last checkpoint that the next is due.
+fn checkpoint_due(log: &LogState, records: u64, bytes: u64) -> bool {
+    let last = log.checkpoint_bytes;
+    log.bytes_since >= bytes.max(4 * last)
+        || (log.records_since >= records && log.bytes_since >= last)
+        || log.records_since >= records.saturating_mul(16)
+}
+
+impl Committer {
+    /// Begins a round when one is due and none is under way.
+    pub(super) fn begin_upkeep(&mut self) {
+        let Some(mut house) = self.house.take() else { return };
+        let settings = &self.core.engine.settings;
+        let due = {
+            let state = self.core.state.read();
+            checkpoint_due(&state.log, settings.checkpoint_records, settings.checkpoint_bytes)
+        };
+        let look = house.look.is_some_and(|at| at <= Instant::now());
+        let pausing = house.look.is_some() && !look && !house.wanted;
+        if self.tending.is_empty() && !(house.wanted || look || (due && !pausing)) {
+            self.house = Some(house);
+            return;
+        }
+        self.tended.append(&mut self.tending);
+        house.wanted = false;
+        house.look = None;
+        let core = Arc::clone(&self.core);
+        self.upkeep = Some(Box::pin(async move {
+            let result = round(&core, &mut house).await;
+            Round { house, result }
+        }));
+    }
+
+    /// Takes a round in: names its garbage in the log, and deletes it.
+    pub(super) async fn end_upkeep(&mut self, round: Round) -> Result<()> {
+        self.upkeep = None;
+        let Round { mut house, result } = round;
+        let told = result.as_ref().map(drop).map_err(Clone::clone);
+        let waits = house.memory.waits() || self.core.state.read().log.kept(None).is_some();
+        match result {
+            Ok(garbage) if garbage.is_empty() => house.look = waits.then(|| Instant::now() + AGAIN),
+            Ok(objects) => {
+                house.look = waits.then(|| Instant::now() + AGAIN);
+                self.settle().await?;
+                let (record, upto) = self.record(Change::Unlink { objects: objects.clone() }, 0, None);
+                self.put_alone(record, upto).await?;
+                let core = Arc::clone(&self.core);
+                let asked = std::mem::take(&mut self.tended);
+                // What it does not finish is garbage again.
+                self.core.engine.handle.spawn(async move {
+                    collect::delete(&core.store, core.record.id, &objects).await;
+                    asked.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
+                });
+            }
+            Err(error) => {
+                tracing::warn!(clone = %self.core.record.name, %error, "upkeep of the delta failed; it is tried again");
+                house.look = Some(Instant::now() + AGAIN);
+            }
+        }
+        self.tended.drain(..).for_each(|reply| drop(reply.send(told.clone())));
+        self.house = Some(house);
+        Ok(())
+    }
+}
+
+/// One round. Gives back the garbage that may be deleted.
+async fn round(core: &Arc<Core>, house: &mut House) -> Result<Vec<ObjectName>> {
+    let _turn = core.engine.upkeep.acquire().await.map_err(|_| super::read::stopping())?;
+    let settings = &core.engine.settings;
+    let epoch = core.state.read().log.at.map(|at| at.epoch);
+    let Some(epoch) = epoch else { return Ok(Vec::new()) };
+    let least = usize::try_from(settings.checkpoint_records / 2).unwrap_or(usize::MAX);
+    for _ in 0..FOLDS_MAX {
+        let state = core.state.read().log.clone();
+        let Some(plan) = fold::plan(&state, least) else { break };
+        house.segments += 1;
+        let folded = fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, house.segments).await?;
+        core.state.write().log.adopt_fold(&folded);
+    }
+    let (at, stored) = checkpoint(core).await?;
+    let state = core.state.read().log.clone();
+    let dead = collect::garbage(&core.store, &state, at, &stored, settings.grace, &mut house.memory).await?;
+    forget_objects(core, &state);
+    Ok(dead)
+}
+
+/// Puts the checkpoints that are due: those of kept states, oldest first, then that of the present one. Says where it is
+/// and what it needs.
+async fn checkpoint(core: &Arc<Core>) -> Result<(Position, HashSet<ObjectName>)> {
+    let now = core.engine.clock.now_ms();
+    let state = {
+        let mut state = core.state.write();
+        state.log.kept.retain(|k| k.kept.until_ms == 0 || k.kept.until_ms > now);
+        state.log.clone()
+    };
+    for kept in &state.kept {
+        let (Some(record), Some(image)) = (&kept.unwritten, &kept.image) else { continue };
+        let record = CheckpointRecord { nonce: core.engine.clock.nonce(), ..CheckpointRecord::clone(record) };
+        put(core, &state, record, image).await?;
+        let mut now = core.state.write();
+        for mine in now.log.kept.iter_mut().filter(|k| k.kept.at == kept.kept.at) {
+            mine.unwritten = None;
+            mine.image = None;
+        }
+    }
+    let at = state.at.ok_or_else(|| Error::internal("no-open", "upkeep before the first record"))?;
+    let record = state.checkpoint_record(at, core.engine.clock.nonce());
+    let (size, stored) = put(core, &state, record, &state.image).await?;
+    let mut now = core.state.write();
+    now.log.checkpoint = Some(at);
+    now.log.checkpoint_bytes = size;
+    now.log.records_since -= state.records_since.min(now.log.records_since);
+    now.log.bytes_since -= state.bytes_since.min(now.log.bytes_since);
+    Ok((at, stored))
+}
+
+/// Puts one checkpoint. When there is one of that place already, by an attempt of which we never heard or by an earlier
+/// owner, that one counts.
+async fn put(core: &Core, state: &LogState, record: CheckpointRecord, image: &Image) -> Result<(u64, HashSet<ObjectName>)> {
+    let at = record.at;
+    let key = keys::checkpoint(state.clone, at.epoch, at.sequence);
+    let object: Bytes = state.encode_checkpoint(record, image)?;
+    let size = object.len() as u64;
+    match core.store.put_new(&key, object).await? {
+        PutNew::Created => Ok((size, collect::names_of(&state.objects, image))),
+        PutNew::Exists(there) => {
+            let loaded = read_checkpoint(&core.store, state.clone, at, Some(there.len() as u64)).await?;
+            Ok((there.len() as u64, collect::names_of(&loaded.objects, &loaded.image)))
+        }
+    }
+}
+
+/// Forgets objects in memory that neither the present map nor a kept one pointed to in `then`, a moment ago: what was
+/// written since points to objects that are newer.
+fn forget_objects(core: &Core, then: &LogState) {
+    let mut used: HashSet<u32> = HashSet::new();
+    let kept = then.kept.iter().filter_map(|k| k.image.as_ref().map(|image| &image.map));
+    for run in std::iter::once(&then.image.map).chain(kept).flat_map(BlockMap::iter) {
+        if let Place::Object { object, .. } = run.place {
+            used.insert(object);
+        }
+    }
+    let mut state = core.state.write();
+    // An image that was read back since may point to anything.
+    if state.log.adoptions == then.adoptions {
+        let unused = |index: u32| then.objects.get(index).filter(|_| !used.contains(&index)).map(|object| object.uid);
+        let keep: Vec<u32> = state
+            .log
+            .objects
+            .iter()
+            .filter(|(index, object)| unused(*index) != Some(object.uid))
+            .map(|(index, _)| index)
+            .collect();
+        let keep: HashSet<u32> = keep.into_iter().collect();
+        state.log.objects.retain(|index| keep.contains(&index));
+    }
+}
