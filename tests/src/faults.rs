@@ -106,6 +106,11 @@ impl Faults {
         self.plan().down = true;
     }
 
+    /// From now on faults happen at random.
+    pub fn turn(&self, seed: u64, rates: Rates) {
+        self.plan().random = Some((StdRng::seed_from_u64(seed), rates));
+    }
+
     /// Nothing goes wrong any more.
     pub fn heal(&self) {
         let mut plan = self.plan();

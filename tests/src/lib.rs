@@ -12,6 +12,7 @@ pub mod memory_disk;
 pub mod nbd;
 pub mod programs;
 pub mod raw_http;
+pub mod sim;
 pub mod tree;
 
 pub use gateway::Gateway;

@@ -189,10 +189,7 @@ async fn broken(checker: &mut Checker<'_>, listing: &Listing, error: &Error) -> 
     let standing = if error.code() == "missing-object" { Standing::Missing } else { Standing::Corrupt };
     let object = error.object().unwrap_or_default().to_owned();
     let key = object.rsplit_once("clones/").map_or(object.clone(), |(_, rest)| format!("clones/{rest}"));
-    checker.findings.insert(
-        key.clone(),
-        Finding { key, standing, size: 0, detail: error.message().to_owned() },
-    );
+    checker.findings.insert(key.clone(), Finding { key, standing, size: 0, detail: error.message().to_owned() });
     Ok(())
 }
 
@@ -267,7 +264,8 @@ async fn classify(
 }
 
 async fn segment(checker: &mut Checker<'_>, object: &Object, epoch: Epoch, number: u64, size: u64) -> Result<()> {
-    let beginning = checker.store.get_range(&object.key, ByteRange::new(0, u64::from(object.facts.frames_at)), None).await;
+    let beginning =
+        checker.store.get_range(&object.key, ByteRange::new(0, u64::from(object.facts.frames_at)), None).await;
     let right = beginning.and_then(|bytes| decode_segment(&bytes, size)).and_then(|(record, at)| {
         let facts = object.facts;
         let same = record.clone == checker.clone && record.epoch == epoch && record.number == number;
@@ -283,7 +281,12 @@ async fn segment(checker: &mut Checker<'_>, object: &Object, epoch: Epoch, numbe
     }
 }
 
-async fn logs(checker: &mut Checker<'_>, listing: &Listing, loaded: &Loaded, needed: &HashSet<ObjectName>) -> Result<()> {
+async fn logs(
+    checker: &mut Checker<'_>,
+    listing: &Listing,
+    loaded: &Loaded,
+    needed: &HashSet<ObjectName>,
+) -> Result<()> {
     let (store, clone) = (checker.store, checker.clone);
     let behind = loaded.state.checkpoint;
     let mut over: HashMap<u64, bool> = HashMap::new();

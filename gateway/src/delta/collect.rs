@@ -118,8 +118,11 @@ impl Memory {
 
 /// Deletes objects that an accepted `unlink` record names. What fails is found again by the next collection.
 pub async fn delete(store: &Store, state_clone: clonegate_core::ids::CloneId, objects: &[ObjectName]) {
-    let deletes: Vec<_> =
-        objects.iter().map(|name| key_of(state_clone, *name)).map(|key| async move { store.delete(&key).await }.boxed()).collect();
+    let deletes: Vec<_> = objects
+        .iter()
+        .map(|name| key_of(state_clone, *name))
+        .map(|key| async move { store.delete(&key).await }.boxed())
+        .collect();
     let mut done = stream::iter(deletes).buffer_unordered(IN_FLIGHT);
     while let Some(result) = done.next().await {
         if let Err(error) = result {

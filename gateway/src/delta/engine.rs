@@ -1,7 +1,6 @@
 //! What the volumes of one gateway share: settings, clock, runtime, the cache of delta blocks, the dirty budget.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use clonegate_core::limits::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS};
 use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::cache::DeltaCache;
 use super::journal::{Journal, JournalSettings};
@@ -22,8 +21,6 @@ use crate::clock::Clock;
 pub struct DeltaSettings {
     /// The journal for `local` clones; without it a flush of theirs waits for the store.
     pub journal: Option<JournalSettings>,
-    /// Directory for what `ephemeral` clones hold beyond the dirty budget; without it that goes to the store.
-    pub scratch: Option<PathBuf>,
     /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it.
     pub dirty_bytes: u64,
     /// The same for one volume.
@@ -48,7 +45,6 @@ impl Default for DeltaSettings {
     fn default() -> Self {
         Self {
             journal: None,
-            scratch: None,
             dirty_bytes: 1 << 30,
             dirty_bytes_per_volume: 64 << 20,
             cache_bytes: 64 << 20,
@@ -80,6 +76,8 @@ pub struct Engine {
     pub handle: Handle,
     pub(crate) cache: DeltaCache,
     pub(crate) budget: Arc<Semaphore>,
+    /// Somebody waits for the budget: volumes that only hold it have to let go.
+    pub(crate) pressure: Notify,
     pub(crate) journal: Option<Journal>,
     /// Volumes that fold and write checkpoints at the same time: a round takes memory.
     pub(crate) upkeep: Semaphore,
@@ -99,6 +97,7 @@ impl Engine {
         let engine = Arc::new(Self {
             journal,
             upkeep: Semaphore::new(UPKEEP_MAX),
+            pressure: Notify::new(),
             cache: DeltaCache::new(settings.cache_bytes),
             budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
             open: Mutex::new(HashSet::new()),

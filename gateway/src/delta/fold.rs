@@ -89,7 +89,14 @@ pub fn plan(state: &LogState, least: usize) -> Option<FoldPlan> {
 ///
 /// # Errors
 /// `Corrupt` naming the object when a block is not what was written; what the store gives.
-pub async fn fold(store: &Store, clock: &Clock, state: &LogState, plan: FoldPlan, epoch: Epoch, number: u64) -> Result<Folded> {
+pub async fn fold(
+    store: &Store,
+    clock: &Clock,
+    state: &LogState,
+    plan: FoldPlan,
+    epoch: Epoch,
+    number: u64,
+) -> Result<Folded> {
     let mut wanted: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
     for run in &plan.runs {
         if let Place::Object { object, frame } = run.place {
@@ -130,7 +137,9 @@ pub async fn fold(store: &Store, clock: &Clock, state: &LogState, plan: FoldPlan
     match store.put_new(&key, object).await? {
         PutNew::Created => {}
         PutNew::Exists(_) => {
-            return Err(Error::conflict("taken-over", "another process writes segments of this epoch").on(key.to_string()));
+            return Err(
+                Error::conflict("taken-over", "another process writes segments of this epoch").on(key.to_string())
+            );
         }
     }
     let facts = BlockObject { name: ObjectName::Segment(epoch, number), nonce, frames_at, frames: next };

@@ -142,6 +142,13 @@ impl LogState {
         })
     }
 
+    /// Drops the delta: an `ephemeral` volume shows nothing of what a gateway that is gone put into the store.
+    pub fn forget_delta(&mut self) {
+        self.image.map = BlockMap::new();
+        self.objects = Objects::default();
+        self.kept.clear();
+    }
+
     /// The checkpoint record of this state, without its tables.
     pub fn checkpoint_record(&self, at: Position, nonce: Nonce) -> CheckpointRecord {
         CheckpointRecord {

@@ -30,6 +30,8 @@ use crate::store::{Key, PutNew, keys};
 
 /// Runs of one record; half of what a record takes, since a run of zeroes may become several extents.
 const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
+/// How often an `ephemeral` volume that is written looks for another owner.
+const GUARD: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(10);
 
@@ -77,6 +79,9 @@ pub(super) struct Committer {
     /// What upkeep remembers; away while a round is under way.
     pub(super) house: Option<House>,
     pub(super) upkeep: Option<BoxFuture<'static, Round>>,
+    /// When an `ephemeral` volume, which commits nothing that would tell, next looks for another owner.
+    guard: Instant,
+    guarded: u64,
     /// Those who asked for a round that has not begun, and for the one that has.
     pub(super) tending: Vec<oneshot::Sender<Result<()>>>,
     pub(super) tended: Vec<oneshot::Sender<Result<()>>>,
@@ -96,6 +101,8 @@ impl Committer {
             begun: durable,
             house: Some(House::new(leftovers)),
             upkeep: None,
+            guard: Instant::now() + GUARD,
+            guarded: 0,
             tending: Vec::new(),
             tended: Vec::new(),
         };
@@ -111,6 +118,7 @@ impl Committer {
                 }
             }
             self.begin_upkeep();
+            let ephemeral = self.core.mode == Durability::Ephemeral;
             let (deadline, look) = (self.deadline(), self.look());
             let full = self.in_flight.len() >= IN_FLIGHT_COMMITS;
             tokio::select! {
@@ -153,9 +161,33 @@ impl Committer {
                     }
                 },
                 () = self.core.wake.notified() => {}
+                () = self.core.engine.pressure.notified(), if ephemeral => self.core.press(),
+                () = tokio::time::sleep_until(self.guard), if ephemeral => {
+                    if let Err(error) = self.look_for_another_owner().await {
+                        return self.core.die(&error);
+                    }
+                }
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() && !full => {}
                 () = tokio::time::sleep_until(look.unwrap_or_else(far)), if look.is_some() => {}
             }
+        }
+    }
+
+    /// An `ephemeral` volume that is written looks for a newer epoch from time to time: nothing else would tell it.
+    async fn look_for_another_owner(&mut self) -> Result<()> {
+        self.guard = Instant::now() + GUARD;
+        let (change, epoch) = {
+            let state = self.core.state.read();
+            (state.version.change, self.next.epoch)
+        };
+        if change == self.guarded {
+            return Ok(());
+        }
+        self.guarded = change;
+        let key = keys::epoch(self.core.record.id, clonegate_core::ids::Epoch(epoch.0 + 1));
+        match self.core.store.head(&key).await {
+            Ok(_) => Err(fenced(&self.core.record)),
+            Err(_) => Ok(()),
         }
     }
 
@@ -192,7 +224,9 @@ impl Committer {
         let due = match core.mode {
             Durability::Object => !state.queue.is_empty(),
             Durability::Local | Durability::Ephemeral => {
-                wanted || state.queue_bytes >= super::write::BATCH_BYTES || late(state.queue.front().map(|batch| batch.sealed))
+                wanted
+                    || state.queue_bytes >= super::write::BATCH_BYTES
+                    || late(state.queue.front().map(|batch| batch.sealed))
             }
         };
         if !due {
@@ -263,13 +297,8 @@ impl Committer {
         self.next = self.next.next();
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
         let (object, head) = super::tail::encode(record, &commit.runs)?;
-        let done = Done {
-            head,
-            size: object.len() as u64,
-            newest: commit.newest,
-            upto: commit.upto,
-            permits: commit.permits,
-        };
+        let done =
+            Done { head, size: object.len() as u64, newest: commit.newest, upto: commit.upto, permits: commit.permits };
         let core = Arc::clone(&self.core);
         self.in_flight.push_back(Box::pin(async move {
             put(&core, &key, object).await?;

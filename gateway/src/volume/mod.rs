@@ -104,7 +104,10 @@ impl Volume {
     pub async fn open(setup: VolumeSetup) -> Result<Arc<Self>> {
         let VolumeSetup { store, record, bases, engine } = setup;
         let registration = engine.register(record.id)?;
-        let Loaded { state: log, listing, .. } = load(&store, &record).await?;
+        let Loaded { state: mut log, listing, .. } = load(&store, &record).await?;
+        if record.durability == Durability::Ephemeral {
+            log.forget_delta();
+        }
         let base = match log.image.base {
             Some(id) => Some(bases.base(id).await?),
             None => None,
@@ -284,6 +287,13 @@ impl Volume {
     /// The clone.
     pub fn record(&self) -> &CloneRecord {
         &self.core.record
+    }
+}
+
+impl Drop for Volume {
+    /// The committer puts what was accepted into the store, and ends.
+    fn drop(&mut self) {
+        self.core.commands.lock().take();
     }
 }
 

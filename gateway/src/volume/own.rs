@@ -120,7 +120,10 @@ impl Core {
                 );
             }
             if seen(&listing) != core.state.read().seen {
-                let Loaded { state: log, listing, .. } = load(&core.store, &core.record).await?;
+                let Loaded { state: mut log, listing, .. } = load(&core.store, &core.record).await?;
+                if core.mode == Durability::Ephemeral {
+                    log.forget_delta();
+                }
                 let base = core.base(log.image.base).await?;
                 let mut state = core.state.write();
                 state.seen = seen(&listing);

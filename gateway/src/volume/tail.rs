@@ -93,11 +93,15 @@ impl Core {
                 "flushed writes in the journal are older than a takeover by another gateway: given up");
         }
         // Numbers have no gap; behind one, the order of writes would be broken.
-        let whole = entries.iter().zip(loaded.state.journal_mark + 1..).take_while(|(e, n)| e.record.number == *n).count();
+        let whole =
+            entries.iter().zip(loaded.state.journal_mark + 1..).take_while(|(e, n)| e.record.number == *n).count();
         if whole < entries.len() {
-            return Err(Error::corrupt("journal-damaged", format!("batch {} is missing", loaded.state.journal_mark + 1 + whole as u64))
-                .on(self.record.name.to_string())
-                .hint("move the journal away and accept that its writes are lost, or restore it"));
+            return Err(Error::corrupt(
+                "journal-damaged",
+                format!("batch {} is missing", loaded.state.journal_mark + 1 + whole as u64),
+            )
+            .on(self.record.name.to_string())
+            .hint("move the journal away and accept that its writes are lost, or restore it"));
         }
         Ok(entries)
     }

@@ -19,6 +19,9 @@ pub(super) const BATCH_BYTES: u64 = 4 << 20;
 /// Writes this small are copied, so that they do not hold on to a larger buffer that they came in.
 const COPY_BYTES: usize = 16 * 1024;
 
+/// How often those who hold the budget are asked again.
+const PRESSURE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// A block that is written in part: what it held before.
 struct Edge {
     block: ByteRange,
@@ -289,8 +292,19 @@ impl Core {
         self.press();
         let closed = |_| super::read::stopping();
         let mut permits = vec![Arc::clone(&self.budget).acquire_many_owned(own).await.map_err(closed)?];
-        permits.push(Arc::clone(&self.engine.budget).acquire_many_owned(all).await.map_err(closed)?);
-        Ok(permits)
+        let everybody = Arc::clone(&self.engine.budget).acquire_many_owned(all);
+        tokio::pin!(everybody);
+        loop {
+            // Volumes that send nothing by themselves hold on to what they have until they are asked.
+            self.engine.pressure.notify_waiters();
+            tokio::select! {
+                got = &mut everybody => {
+                    permits.push(got.map_err(closed)?);
+                    return Ok(permits);
+                }
+                () = self.engine.clock.sleep(PRESSURE_PAUSE) => {}
+            }
+        }
     }
 
     fn try_room(&self, bytes: u64) -> Option<Vec<OwnedSemaphorePermit>> {

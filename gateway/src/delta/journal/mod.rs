@@ -120,14 +120,7 @@ impl Journal {
             let spawned = std::thread::Builder::new().name("journal".to_owned()).spawn(move || shared.serve());
             Some(spawned.map_err(|e| io_error(&settings.path, e))?)
         };
-        Ok(Self {
-            id,
-            settings,
-            shared,
-            thread: Mutex::new(thread),
-            found: Mutex::new(recovered.entries),
-            _lock: lock,
-        })
+        Ok(Self { id, settings, shared, thread: Mutex::new(thread), found: Mutex::new(recovered.entries), _lock: lock })
     }
 
     /// Names the journal in claims.

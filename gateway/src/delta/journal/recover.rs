@@ -89,7 +89,9 @@ fn read_entries(
                         "journal-damaged",
                         format!("the entry at {broken} was synced and does not decode"),
                     )
-                    .hint("flushed writes may be missing: see `clonegate fsck`; move the journal away to go on without"));
+                    .hint(
+                        "flushed writes may be missing: see `clonegate fsck`; move the journal away to go on without",
+                    ));
                 }
                 if broken.is_none() {
                     let record = &entry.record;

@@ -1,0 +1,13 @@
+//! The delta engine under faults: what was acknowledged is there, what is read is right, nothing is left behind.
+//!
+//! `CLONEGATE_LONG=N` multiplies seeds by N.
+
+mod crash_points;
+mod damage;
+mod script;
+mod simulation;
+
+/// How many times more than usual is asked for.
+fn long() -> u64 {
+    std::env::var("CLONEGATE_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
+}

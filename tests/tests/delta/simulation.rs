@@ -1,0 +1,260 @@
+//! Seeded simulation: random steps of a client, faults in the way to the store, crashes, and takeovers by a second gateway.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clonegate::delta::check::{Standing, check};
+use clonegate::device::Device;
+use clonegate::volume::Volume;
+use clonegate_core::ErrorKind;
+use clonegate_core::format::clone::Durability;
+use clonegate_tests::faults::{Faults, Rates};
+use clonegate_tests::sim::{SimGateway, World, read_all, runtime};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::script::{Model, Step, act, compare, draw};
+
+const SIZE: u64 = 80 * 4096 + 512;
+const PATIENCE: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Default)]
+struct Figures {
+    seeds: u64,
+    steps: u64,
+    faults: u64,
+    crashes: u64,
+    takeovers: u64,
+    flushes: u64,
+}
+
+struct Simulation {
+    world: World,
+    random: StdRng,
+    model: Model,
+    trace: DefaultHasher,
+    figures: Figures,
+    stamp: u64,
+}
+
+impl Simulation {
+    fn new(seed: u64, durability: Durability) -> Self {
+        let world = World::new(seed, durability, SIZE);
+        let model = Model::new(world.born(1));
+        Self {
+            world,
+            random: StdRng::seed_from_u64(seed),
+            model,
+            trace: DefaultHasher::new(),
+            figures: Figures::default(),
+            stamp: 0,
+        }
+    }
+
+    fn note(&mut self, what: u64) {
+        self.trace.write_u64(what);
+        self.trace.write_u64(self.world.clock.now_ms());
+    }
+
+    /// What is there has to be everything that was acknowledged, and a prefix of what was accepted.
+    async fn settle(&mut self, volume: &Volume, what: &str) -> usize {
+        let found = read_all(volume).await.expect("the store has no faults now");
+        let survived = self.model.settle(&found);
+        self.note(survived.map_or(u64::MAX, |n| n as u64));
+        survived
+            .unwrap_or_else(|| panic!("{what}: acknowledged writes are lost, or the bytes are of no moment there was"))
+    }
+
+    /// Random steps. Says whether the volume came through them alive.
+    async fn steps(&mut self, volume: &Volume, count: u32) -> bool {
+        for _ in 0..count {
+            self.stamp += 1;
+            let step = draw(&mut self.random, SIZE, self.stamp);
+            self.figures.steps += 1;
+            self.figures.flushes += u64::from(matches!(step, Step::Flush));
+            let done = tokio::time::timeout(PATIENCE, act(&self.world, volume, &mut self.model, &step)).await;
+            self.note(match &done {
+                Ok(Ok(())) => 0,
+                Ok(Err(error)) => error.kind() as u64 + 1,
+                Err(_) => 99,
+            });
+            match done {
+                // Dropped in the middle: what it was to replace may or may not be replaced.
+                Err(_) => return false,
+                Ok(Err(error)) => {
+                    let passing = matches!(error.kind(), ErrorKind::Unavailable);
+                    assert!(passing, "an error that no fault explains at {step:?}: {error:?}");
+                }
+                Ok(Ok(())) => {}
+            }
+        }
+        true
+    }
+
+    /// The other gateway takes over while this one is stalled, or at work.
+    async fn take_over(&mut self, first: &SimGateway, volume: &Arc<Volume>, second: &SimGateway) -> Arc<Volume> {
+        self.figures.takeovers += 1;
+        let stalled = self.random.random_range(0..2u32) == 0;
+        if stalled {
+            first.faults.outage();
+        }
+        let open = self.model.open.len();
+        let owner = volume.status().epoch.is_some();
+        let last = {
+            let volume = Arc::clone(volume);
+            tokio::spawn(async move { volume.flush().await })
+        };
+        let pause = Duration::from_millis(self.random.random_range(0..300));
+        tokio::time::sleep(pause).await;
+        second.faults.heal();
+        let other = self.world.open(second).await.expect("no faults");
+        if self.world.record.durability == Durability::Local {
+            other.accept_lost_tail();
+        }
+        other.claim().await.expect("no faults, and nobody else claims");
+        first.faults.heal();
+        let found = read_all(&other).await.expect("no faults");
+        // A journal is not read by another gateway: what only that has is lost, and it was said.
+        let survived = self.model.settle(&found);
+        let flushed = tokio::time::timeout(PATIENCE, last).await.expect("it ends").expect("it does not panic");
+        let survived = survived.expect("acknowledged writes are lost at a takeover");
+        if flushed.is_ok() && owner {
+            assert_eq!(survived, open, "the first gateway acknowledged a flush that the second does not have");
+        }
+        let late =
+            volume.write(0, vec![0xee; 4096].into(), clonegate::device::WriteOptions { fua: true, expect: None });
+        let late = tokio::time::timeout(PATIENCE, late).await.expect("it ends");
+        if owner {
+            assert_eq!(late.expect_err("a fenced gateway acknowledged").kind(), ErrorKind::Fenced);
+            compare(&other, &self.model, "after a fenced write").await;
+            other
+        } else {
+            // It only read, so its write is a takeover of its own, and ours is fenced now.
+            late.expect("no faults");
+            let again = Arc::clone(volume);
+            super::script::Change::Write(0, vec![0xee; 4096].into()).apply(&mut self.model.certain);
+            again
+        }
+    }
+
+    /// One life of the gateways, from start to crash or close.
+    async fn life(&mut self, journal: Option<&Path>) {
+        let seed = self.random.random_range(0..u64::MAX);
+        let faults = Faults::random(seed, Rates { hang: 0, ..Rates::BAD_DAY });
+        let calm = Faults::none();
+        let first = self.world.gateway(1, &calm, journal).expect("a journal of its own");
+        let volume = self.world.open(&first).await.expect("no faults");
+        self.settle(&volume, "after a restart").await;
+        drop(volume);
+        let first = SimGateway { faults: Arc::clone(&first.faults), ..first };
+        let volume = self.world.open(&first).await.expect("no faults");
+        let _ = &faults;
+        let count = self.random.random_range(5..40);
+        let ending = self.random.random_range(0..4u32);
+        if ending == 0 {
+            let at = first.faults.calls() + self.random.random_range(0..60);
+            first.faults.die_at(at, self.random.random_range(0..2u32) == 0);
+        } else {
+            first.faults.turn(seed, Rates { hang: 0, ..Rates::BAD_DAY });
+        }
+        let alive = self.steps(&volume, count).await;
+        self.figures.faults += first.faults.injected();
+        if !alive || ending <= 1 {
+            self.figures.crashes += 1;
+            return;
+        }
+        first.faults.heal();
+        if ending == 2 && self.world.record.durability == Durability::Object {
+            let second = self.world.gateway(2, &Faults::none(), None).expect("no journal");
+            let other = self.take_over(&first, &volume, &second).await;
+            compare(&other, &self.model, "after a takeover").await;
+            self.steps(&other, 10).await;
+            self.figures.crashes += 1;
+            return;
+        }
+        compare(&volume, &self.model, "before closing").await;
+        volume.close().await.expect("no faults");
+        self.model.flushed(self.model.open.len());
+    }
+
+    /// After everything: nothing is left behind, and every byte is right.
+    async fn quiesce(&mut self, journal: Option<&Path>) {
+        let gateway = self.world.gateway(1, &Faults::none(), journal).expect("a journal of its own");
+        let volume = self.world.open(&gateway).await.expect("no faults");
+        self.settle(&volume, "at the end").await;
+        let kept: Vec<_> = self.model.snapshots.clone();
+        for (n, bytes) in kept {
+            act(&self.world, &volume, &mut self.model, &Step::Restore(n)).await.expect("no faults");
+            assert!(self.model.now() == bytes, "the model restores");
+            compare(&volume, &self.model, "a snapshot").await;
+        }
+        tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+        for _ in 0..4 {
+            volume.tend().await.expect("no faults");
+        }
+        compare(&volume, &self.model, "after upkeep").await;
+        let report = check(&self.world.store(), &self.world.record, true).await.expect("no faults");
+        let wrong: Vec<_> = report
+            .findings
+            .iter()
+            .filter(|f| f.standing != Standing::Owned)
+            .map(|f| format!("{} {:?} {}", f.key, f.standing, f.detail))
+            .collect();
+        assert!(wrong.is_empty(), "left behind or wrong: {wrong:#?}");
+        volume.close().await.expect("no faults");
+    }
+}
+
+fn run(seed: u64, durability: Durability) -> (u64, Figures) {
+    let mut simulation = Simulation::new(seed, durability);
+    let directory = tempfile::tempdir().expect("a directory for the journal");
+    let journal = (durability == Durability::Local).then(|| directory.path().join("journal"));
+    let lives = simulation.random.random_range(2..5u32);
+    for _ in 0..lives {
+        let runtime = runtime();
+        simulation.world.clock =
+            runtime.block_on(async { clonegate::clock::Clock::simulated(simulation.random.random_range(0..u64::MAX)) });
+        runtime.block_on(simulation.life(journal.as_deref()));
+        // Dropped with all its tasks: the process is gone.
+        drop(runtime);
+    }
+    let runtime = runtime();
+    simulation.world.clock = runtime.block_on(async { clonegate::clock::Clock::simulated(1) });
+    runtime.block_on(simulation.quiesce(journal.as_deref()));
+    simulation.figures.seeds = 1;
+    (simulation.trace.finish(), simulation.figures)
+}
+
+fn run_all(durability: Durability, seeds: std::ops::Range<u64>) {
+    let mut sum = Figures::default();
+    for seed in seeds {
+        let done = std::panic::catch_unwind(|| run(seed, durability));
+        let Ok((_, figures)) = done else { panic!("seed {seed} of {durability:?} failed") };
+        sum.seeds += figures.seeds;
+        sum.steps += figures.steps;
+        sum.faults += figures.faults;
+        sum.crashes += figures.crashes;
+        sum.takeovers += figures.takeovers;
+        sum.flushes += figures.flushes;
+    }
+    println!("simulation, {durability:?}: {sum:?}");
+}
+
+#[test]
+fn what_was_flushed_survives_faults_crashes_and_takeovers_in_object_mode() {
+    run_all(Durability::Object, 0..40 * super::long());
+}
+
+#[test]
+fn what_was_flushed_survives_faults_and_crashes_in_local_mode() {
+    run_all(Durability::Local, 0..25 * super::long());
+}
+
+#[test]
+fn a_seed_replays() {
+    for seed in 1000..1006 {
+        assert_eq!(run(seed, Durability::Object).0, run(seed, Durability::Object).0, "seed {seed}");
+    }
+}
