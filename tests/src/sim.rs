@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clonegate::clock::Clock;
-use clonegate::delta::{DeltaSettings, Engine, JournalSettings};
+use clonegate::delta::{DeltaSettings, Engine};
 use clonegate::device::{Device, Extent, Segments, Source};
 use clonegate::store::Store;
 use clonegate::volume::{BaseProvider, BaseRead, Volume, VolumeSetup};
@@ -162,11 +162,9 @@ impl World {
         let objects: Arc<dyn ObjectStore> = Arc::<InMemory>::clone(&self.objects);
         let store = Store::new(Arc::new(FaultStore::new(objects, Arc::clone(faults))), "faulty", &self.clock);
         let mut settings = self.settings.clone();
-        settings.journal = journal.map(|path| JournalSettings {
-            file_bytes: 256 * 1024,
-            inline: true,
-            ..JournalSettings::new(path, "simulation")
-        });
+        settings.journal = journal.map(std::path::Path::to_owned);
+        settings.journal_file_bytes = 256 * 1024;
+        settings.journal_inline = true;
         let engine = Engine::open(settings, GatewayId::from_bytes([n; 16]), self.clock.clone(), Handle::current())?;
         Ok(SimGateway { faults: Arc::clone(faults), store, engine })
     }

@@ -1,6 +1,7 @@
 //! What the volumes of one gateway share: settings, clock, runtime, the cache of delta blocks, the dirty budget.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,8 +20,13 @@ use crate::clock::Clock;
 /// How deltas are kept. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct DeltaSettings {
-    /// The journal for `local` clones; without it a flush of theirs waits for the store.
-    pub journal: Option<JournalSettings>,
+    /// Directory of the journal for `local` clones; without it a flush of theirs waits for the store.
+    pub journal: Option<PathBuf>,
+    /// Size of a file of the journal.
+    pub journal_file_bytes: u64,
+    /// Write the journal where a batch is sealed rather than in a thread, and do not sync it: for simulations, in which
+    /// time stands still.
+    pub journal_inline: bool,
     /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it.
     pub dirty_bytes: u64,
     /// The same for one volume.
@@ -45,6 +51,8 @@ impl Default for DeltaSettings {
     fn default() -> Self {
         Self {
             journal: None,
+            journal_file_bytes: 64 << 20,
+            journal_inline: false,
             dirty_bytes: 1 << 30,
             dirty_bytes_per_volume: 64 << 20,
             cache_bytes: 64 << 20,
@@ -93,7 +101,13 @@ impl Engine {
     /// What the journal gives: `Conflict` with code `journal-in-use` or `journal-of-another`, `Corrupt`, `Invalid`.
     pub fn open(settings: DeltaSettings, gateway: GatewayId, clock: Clock, handle: Handle) -> Result<Arc<Self>> {
         let units = |bytes: u64| usize::try_from(bytes / BUDGET_UNIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        let journal = settings.journal.clone().map(|settings| Journal::open(settings, &clock)).transpose()?;
+        let journal = settings.journal.clone().map(|path| JournalSettings {
+            path,
+            owner: gateway.to_string(),
+            file_bytes: settings.journal_file_bytes,
+            inline: settings.journal_inline,
+        });
+        let journal = journal.map(|settings| Journal::open(settings, &clock)).transpose()?;
         let engine = Arc::new(Self {
             journal,
             upkeep: Semaphore::new(UPKEEP_MAX),

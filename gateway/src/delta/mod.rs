@@ -19,4 +19,3 @@ pub mod state;
 
 pub(crate) use engine::{BUDGET_UNIT, Registration};
 pub use engine::{DeltaSettings, Engine};
-pub use journal::JournalSettings;

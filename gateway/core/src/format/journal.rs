@@ -50,7 +50,7 @@ impl Record for JournalSegmentRecord {
 pub struct JournalOwnerRecord {
     /// Names the journal; claims of epochs say it.
     pub journal: Nonce,
-    /// Whose it is, such as the URL of the gateway's home.
+    /// Whose it is: the gateway's id.
     pub owner: String,
 }
 

@@ -24,22 +24,15 @@ use crate::clock::Clock;
 
 /// How the journal is kept.
 #[derive(Debug, Clone)]
-pub struct JournalSettings {
+pub(crate) struct JournalSettings {
     /// Its directory; made when it is not there.
-    pub path: PathBuf,
-    /// Whose it is, such as the URL of the home: a journal of another owner is refused.
-    pub owner: String,
+    pub(crate) path: PathBuf,
+    /// Whose it is: a journal of another owner is refused.
+    pub(crate) owner: String,
     /// Size of a file, bytes.
-    pub file_bytes: u64,
+    pub(crate) file_bytes: u64,
     /// Write and sync where it is submitted rather than in a thread; for simulations, where time stands still.
-    pub inline: bool,
-}
-
-impl JournalSettings {
-    /// A journal in this directory with the usual settings.
-    pub fn new(path: impl Into<PathBuf>, owner: impl Into<String>) -> Self {
-        Self { path: path.into(), owner: owner.into(), file_bytes: 64 << 20, inline: false }
-    }
+    pub(crate) inline: bool,
 }
 
 /// One batch for the journal.
