@@ -194,8 +194,7 @@ pub(super) fn identity(journal: &Path, clock: &Clock) -> Result<GatewayId> {
 }
 
 fn delta_settings(config: &Config) -> DeltaSettings {
-    let scratch = config.journal.path.with_extension("scratch");
-    DeltaSettings { journal: Some(config.journal.path.clone()), scratch: Some(scratch), ..DeltaSettings::default() }
+    DeltaSettings { journal: Some(config.journal.path.clone()), ..DeltaSettings::default() }
 }
 
 /// What this host calls itself, for messages.
