@@ -2,6 +2,7 @@
 
 mod base;
 mod bench;
+mod boot_test;
 mod cache;
 mod client;
 mod clone;
@@ -89,6 +90,8 @@ enum Noun {
     /// Load generators, usable on any server
     #[command(subcommand)]
     Bench(bench::Verb),
+    /// Boot a machine from a clone in QEMU on this host, and say how far it comes
+    BootTest(boot_test::BootTest),
 }
 
 /// What every command knows.
@@ -149,6 +152,7 @@ impl Cli {
             Noun::Cache(verb) => cache::run(verb, &session).await,
             Noun::Plugin(verb) => plugin::run(verb, &session).await,
             Noun::Bench(verb) => bench::run(verb, &session).await,
+            Noun::BootTest(test) => boot_test::run(test, &session).await,
         }
     }
 }
