@@ -71,9 +71,7 @@ impl Machine {
     /// partition holds Debian's iPXE, since OVMF would not run a ROM built for BIOS.
     #[must_use]
     pub fn with_ipxe(mut self, firmware: Firmware, script: &str) -> Self {
-        let text = format!("#!ipxe\n{script}\necho BOOT-FAIL the script ended\npoweroff\n");
-        std::fs::write(self.dir.path().join("boot.ipxe"), text).expect("the machine's directory is writable");
-        let network = format!("user,id=n0,tftp={},bootfile=boot.ipxe", self.dir.path().display());
+        let network = self.script(script);
         match firmware {
             Firmware::Bios => {
                 self.push(&["-netdev", &network, "-device", "virtio-net-pci,netdev=n0,bootindex=1"]);
@@ -87,6 +85,22 @@ impl Machine {
             }
         }
         self
+    }
+
+    /// A network card with this MAC address whose iPXE, in its ROM, runs `script`.
+    #[must_use]
+    pub fn with_ipxe_at(mut self, mac: &str, script: &str) -> Self {
+        let network = self.script(script);
+        let card = format!("virtio-net-pci,netdev=n0,bootindex=1,mac={mac}");
+        self.push(&["-netdev", &network, "-device", &card]);
+        self
+    }
+
+    /// Writes the script, and returns the network that hands it out.
+    fn script(&self, script: &str) -> String {
+        let text = format!("#!ipxe\n{script}\necho BOOT-FAIL the script ended\npoweroff\n");
+        std::fs::write(self.dir.path().join("boot.ipxe"), text).expect("the machine's directory is writable");
+        format!("user,id=n0,tftp={},bootfile=boot.ipxe", self.dir.path().display())
     }
 
     /// A network card without a boot ROM.

@@ -149,6 +149,20 @@ fn ci_installs_every_package_that_a_test_may_need() {
 }
 
 #[test]
+fn every_test_that_the_specification_names_exists() {
+    let code: String = tree::rust().into_iter().map(|source| source.text).collect();
+    let mut wrong = Vec::new();
+    for name in tree::read("SPECIFICATION.md").split('`').skip(1).step_by(2) {
+        let is_test = name.matches('_').count() >= 3
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if is_test && !code.contains(&format!("fn {name}(")) {
+            wrong.push(format!("SPECIFICATION.md names {name}"));
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
 fn the_glossary_has_every_term() {
     let text = tree::read("docs/glossary.md").to_lowercase();
     const TERMS: &[&str] = &[

@@ -1,0 +1,108 @@
+//! Machines boot from clones: QEMU with the firmware and the boot loaders that Debian ships.
+
+use std::time::Duration;
+
+use clonegate_tests::curl::curl;
+use clonegate_tests::machine::{Firmware, HOST};
+use clonegate_tests::{Gateway, Machine, cases, images};
+
+cases! {
+    "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "curl" => ipxe_boots_the_demo_image_from_a_clone;
+    "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "busybox", "cpio", "depmod", "grub-mkimage",
+    "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => ipxe_boots_a_real_linux_which_keeps_its_disk_by_nbd;
+    "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "busybox", "cpio", "depmod", "grub-mkimage",
+    "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => a_machine_is_known_by_its_mac_and_gets_kernel_and_root_of_its_clone;
+    "qemu-system-x86_64", "/boot/ipxe.efi", "/usr/share/OVMF/OVMF_CODE_4M.fd", "apt-get", "busybox", "cpio", "depmod",
+    "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => ipxe_for_uefi_boots_a_real_linux;
+    "qemu-system-x86_64", "/usr/lib/x86_64-linux-gnu/qemu/block-curl.so", "apt-get", "busybox", "cpio", "depmod",
+    "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => boot_test_reports_how_far_a_clone_comes;
+}
+
+/// For one boot on a machine that does much else. Nothing is concluded from how long it takes.
+const PATIENCE: Duration = Duration::from_secs(420);
+
+/// A gateway that has the small Linux as template `linux` and one clone of it, and the clone's name.
+fn linux() -> (Gateway, String) {
+    let image = images::linux().disk;
+    let gateway = Gateway::up(&["--clones", "1"]);
+    gateway.cli_ok(&["template", "import", "linux", image.to_str().unwrap(), "--format", "raw"]);
+    gateway.cli_ok(&["clone", "create", "pc", "--template", "linux"]);
+    (gateway, "pc".to_owned())
+}
+
+/// How a guest reaches the volume of a clone.
+fn seen_by_guest(gateway: &Gateway, clone: &str) -> String {
+    format!("http://{HOST}:{}/v1/clones/{clone}/disk", gateway.http().port())
+}
+
+/// How a guest reaches its NBD export, as the small Linux wants to be told.
+fn nbd(gateway: &Gateway, clone: &str) -> String {
+    format!("type=1,serial=clonegate.nbd={HOST}:{}/{clone}", gateway.nbd().port())
+}
+
+fn ipxe_boots_the_demo_image_from_a_clone() {
+    let gateway = Gateway::up(&["--clones", "1"]);
+    let list = curl(&[&gateway.url("/v1/clones")]).json();
+    let clone = list["items"][0]["name"].as_str().expect("up made a clone").to_owned();
+    let script = format!("sanboot --drive 0x80 {}", seen_by_guest(&gateway, &clone));
+    let serial = Machine::new(Firmware::Bios)
+        .with_ipxe(Firmware::Bios, &script)
+        .boot(&clonegate::demo::expected_line(), PATIENCE);
+    println!("{}", serial.text);
+}
+
+fn ipxe_boots_a_real_linux_which_keeps_its_disk_by_nbd() {
+    let (gateway, clone) = linux();
+    let script = format!("sanboot --drive 0x80 {}", seen_by_guest(&gateway, &clone));
+    for boots in 1..=2 {
+        let machine = Machine::new(Firmware::Bios).with_ipxe(Firmware::Bios, &script);
+        let serial =
+            machine.with(&["-smbios", &nbd(&gateway, &clone)]).failing_on("LINUX-FAIL").boot("LINUX-OK", PATIENCE);
+        assert!(serial.has(&format!("mode=rw boots={boots}")), "{}", serial.text);
+    }
+    gateway.cli_ok(&["clone", "reset", &clone]);
+    let machine = Machine::new(Firmware::Bios).with_ipxe(Firmware::Bios, &script);
+    let serial = machine.with(&["-smbios", &nbd(&gateway, &clone)]).failing_on("LINUX-FAIL").boot("LINUX-OK", PATIENCE);
+    assert!(serial.has("mode=rw boots=1"), "after a reset it is the template again: {}", serial.text);
+}
+
+fn ipxe_for_uefi_boots_a_real_linux() {
+    let (gateway, clone) = linux();
+    let script = format!("sanboot --drive 0x80 {}", seen_by_guest(&gateway, &clone));
+    let machine = Machine::new(Firmware::Uefi).with_ipxe(Firmware::Uefi, &script);
+    let serial = machine.with(&["-smbios", &nbd(&gateway, &clone)]).failing_on("LINUX-FAIL").boot("LINUX-OK", PATIENCE);
+    assert!(serial.has("firmware=uefi") && serial.has("mode=rw boots=1"), "{}", serial.text);
+}
+
+fn a_machine_is_known_by_its_mac_and_gets_kernel_and_root_of_its_clone() {
+    let (gateway, _) = linux();
+    let args = "console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
+    let labels = [
+        "boot.mac=52-54-00-C1-0E-07",
+        "boot.kernel=/boot/vmlinuz",
+        "boot.initrd=/boot/initrd",
+        &format!("boot.args={args}"),
+    ];
+    let mut create = vec!["clone", "create", "pc-07", "--template", "linux"];
+    for label in &labels {
+        create.extend(["--label", label]);
+    }
+    gateway.cli_ok(&create);
+    let chain = format!("chain http://{HOST}:{}/boot.ipxe", gateway.http().port());
+    let machine = Machine::new(Firmware::Bios).with_ipxe_at("52:54:00:c1:0e:07", &chain);
+    let serial = machine.failing_on("LINUX-FAIL").boot("LINUX-OK", PATIENCE);
+    assert!(serial.has("starting the kernel of pc-07") && serial.has("mode=rw boots=1"), "{}", serial.text);
+
+    // A machine that nobody knows is told so, on its screen.
+    let machine = Machine::new(Firmware::Bios).with_ipxe_at("52:54:00:c1:0e:08", &chain);
+    machine.boot("there is no clone for this machine", PATIENCE);
+}
+
+fn boot_test_reports_how_far_a_clone_comes() {
+    let (gateway, clone) = linux();
+    let report = gateway.cli_ok(&["boot-test", &clone, "--marker", "LINUX-OK", "--timeout", "7m", "--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&report).expect("the report is JSON");
+    assert_eq!(report["passed"], true, "{report}");
+    let stages: Vec<_> = report["reached"].as_array().unwrap().iter().map(|stage| stage[0].as_str().unwrap()).collect();
+    assert!(stages.contains(&"boot-loader") && stages.contains(&"kernel"), "{report}");
+}
