@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::delta::DeltaSettings;
 use crate::exports::Exports;
-use crate::http::{self, HttpServer, HttpSettings};
+use crate::http::{self, BootSettings, HttpServer, HttpSettings};
 use crate::lifecycle::views::to_labels;
 use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
@@ -35,6 +35,7 @@ pub(super) struct Prepared {
     nbd: Option<SocketAddr>,
     nbd_unix: Option<PathBuf>,
     tls: Option<NbdTls>,
+    boot: BootSettings,
 }
 
 /// A gateway that serves.
@@ -47,11 +48,13 @@ pub(super) struct Running {
 /// Starts everything but the sockets. That their addresses are free is checked first, so that nothing is done in vain.
 pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     raise_file_limit();
+    let nbd_port = |at: SocketAddr| Some(at.port()).filter(|port| *port != 0);
     let http = address("listen.http", &config.listen.http)?;
     let nbd = match config.listen.nbd.as_str() {
         "" => None,
         text => Some(address("listen.nbd", text)?),
     };
+    let boot = config.boot.settings(nbd.and_then(nbd_port))?;
     check_free(http)?;
     nbd.map_or(Ok(()), check_free)?;
     let clock = Clock::system();
@@ -65,6 +68,7 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
         nbd,
         nbd_unix: config.listen.nbd_unix.clone(),
         tls: config.tls.clone(),
+        boot,
     })
 }
 
@@ -76,7 +80,8 @@ impl Prepared {
         show_policies(&metrics, &self.policies);
         let exports: Arc<dyn Exports> = Arc::clone(&self.gateway) as _;
         let policies = Some(Arc::clone(self.policies.host()));
-        let settings = HttpSettings { listen: self.http, policies, ..HttpSettings::default() };
+        let boot = self.boot;
+        let settings = HttpSettings { listen: self.http, policies, boot, ..HttpSettings::default() };
         let gateway = Some(Arc::clone(&self.gateway));
         let http = http::serve(&settings, Arc::clone(&exports), gateway, &metrics, &self.clock)?;
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {

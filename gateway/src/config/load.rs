@@ -31,6 +31,10 @@ const KEYS: &[&str] = &[
     "clones.idle_close",
     "clones.power_off_grace",
     "clones.slots_per_base",
+    "boot.script",
+    "boot.unknown",
+    "boot.template",
+    "boot.efi",
     "log.level",
     "log.format",
 ];

@@ -1,5 +1,6 @@
 //! The configuration of a gateway: TOML, every key also from the environment, every unknown key an error.
 
+mod boot;
 mod load;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::nbd::NbdTls;
 use crate::store::{Secret, StoreConfig};
 
+pub use boot::{Boot, UnknownMachine};
 pub use load::{from_text, load, to_text};
 
 /// All of it. `examples/clonegate.toml` tells each key.
@@ -38,6 +40,8 @@ pub struct Config {
     pub policy: Policy,
     /// How clones are kept open.
     pub clones: Clones,
+    /// Boot scripts and EFI programs.
+    pub boot: Boot,
     /// What the gateway says about itself.
     pub log: Log,
 }
@@ -53,6 +57,7 @@ impl Default for Config {
             journal: Journal::default(),
             policy: Policy::default(),
             clones: Clones::default(),
+            boot: Boot::default(),
             sources: Vec::new(),
             log: Log::default(),
         }
