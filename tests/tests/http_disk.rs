@@ -275,6 +275,7 @@ fn a_put_writes_there_and_nowhere_else() {
 fn a_wrong_put_says_what_is_wrong_and_writes_nothing() {
     let rig = rig();
     let end = format!("bytes {SIZE}-{}/*", SIZE + 4);
+    let end_of_size = format!("bytes {SIZE}-{}/{SIZE}", SIZE + 4);
     let cases: &[(&str, &[(&str, &str)], u16, &str)] = &[
         (DISK, &[], 400, "content-range-required"),
         (DISK, &[("Content-Range", "bytes 0-4/*"), ("Content-Range", "bytes 0-4/*")], 400, "content-range-required"),
@@ -284,6 +285,7 @@ fn a_wrong_put_says_what_is_wrong_and_writes_nothing() {
         (DISK, &[("Content-Range", "bytes 0-5/*")], 400, "length-mismatch"),
         (DISK, &[("Content-Range", "bytes 0-3/*")], 400, "length-mismatch"),
         (DISK, &[("Content-Range", &end)], 416, "beyond-end"),
+        (DISK, &[("Content-Range", &end_of_size)], 416, "beyond-end"),
         (DISK, &[("Content-Range", "bytes 0-4/*"), ("If-None-Match", "*")], 412, "precondition-failed"),
         (DISK, &[("Content-Range", "bytes 0-4/*"), ("If-Match", "\"0\"")], 412, "precondition-failed"),
         (DISK, &[("Content-Range", "bytes 0-4/*"), ("If-Unmodified-Since", BEFORE)], 412, "precondition-failed"),
