@@ -260,6 +260,64 @@ async fn a_batch_on_a_directory_is_durable_visible_and_if_absent() {
 }
 
 #[tokio::test]
+async fn small_objects_of_a_thousand_clones_are_created_quickly() {
+    let (_directory, stores) = stores();
+    for store in stores {
+        let place = |n: usize| {
+            if n % 2 == 0 { format!("bases/b{}/slots/{n}", n / 256) } else { format!("catalog/clone/c{n}.1") }
+        };
+        let objects = (0..2000).map(|n| (key(&place(n)), Bytes::from(vec![7; 200]))).collect();
+        let begun = std::time::Instant::now();
+        let results = store.put_new_batch(objects).await;
+        println!("2,000 objects of 200 bytes, {store:?}: {:?}", begun.elapsed());
+        assert!(results.iter().all(|put| put.as_ref().is_ok_and(PutNew::is_created)));
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_one_clear_line_and_leaves_nothing_half_done() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("skipped: needs the right to mount a tmpfs");
+        return;
+    };
+    let store =
+        Store::open(&StoreConfig::new(format!("file://{}", disk.0.path().display())), &Clock::system()).unwrap();
+    let big = Bytes::from(vec![7; 300_000]);
+    let one = (0..5).map(|n| (key(&format!("a/{n}")), big.clone()));
+    let mut errors = Vec::new();
+    for (at, body) in one.clone() {
+        errors.extend(store.put_new(&at, body).await.err());
+    }
+    errors.extend(store.put_new_batch(one.collect()).await.into_iter().filter_map(Result::err));
+    assert!(!errors.is_empty());
+    for error in errors {
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Exhausted, "disk-full"), "{error}");
+        assert!(error.to_string().contains("disk full"));
+    }
+    for listed in store.list(&keys::all()).await.unwrap() {
+        assert_eq!(listed.size, 300_000);
+    }
+}
+
+/// A file system of one megabyte, unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = ["-t", "tmpfs", "-o", "size=1m", "clonegate-test"];
+        let done = std::process::Command::new("mount").args(mount).arg(directory.path()).output().ok()?;
+        done.status.success().then_some(Self(directory))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg(self.0.path()).status());
+    }
+}
+
+#[tokio::test]
 async fn a_staged_file_that_a_crash_left_is_not_listed_and_hinders_nobody() {
     let (directory, stores) = stores();
     let store = &stores[1];

@@ -20,6 +20,7 @@ use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
 use crate::nbd::{self, NbdServer, NbdSettings, NbdTls};
 use crate::policy::Policies;
+use crate::store::{Count, Operation};
 
 /// Files and sockets that the process may have open, if the system permits so many.
 const OPEN_FILES: u64 = 1 << 20;
@@ -277,6 +278,30 @@ fn show_gateway(metrics: &Metrics, gateway: &Arc<Gateway>) {
     counter("clonegate_icache_resident_bytes", "Bytes in memory", |s| s.resident_bytes, Kind::Gauge);
     counter("clonegate_icache_capacity_bytes", "Most bytes in memory", |s| s.capacity_bytes, Kind::Gauge);
     counter("clonegate_icache_lines", "Lines in memory", |s| s.entries, Kind::Gauge);
+    show_stores(metrics, gateway);
+}
+
+/// What was asked of each store.
+fn show_stores(metrics: &Metrics, gateway: &Arc<Gateway>) {
+    let each = |name, help, read: fn(Count) -> u64| {
+        let gateway = Arc::clone(gateway);
+        metrics.add(name, help, Kind::Counter, move || {
+            let mut samples = Vec::new();
+            for (store_name, store) in gateway.stores() {
+                for operation in Operation::ALL {
+                    let labels = vec![("store", store_name.clone()), ("operation", operation.name().to_owned())];
+                    samples.push(Sample { labels, value: read(store.counts().of(operation)) });
+                }
+            }
+            samples
+        });
+    };
+    each("clonegate_store_requests", "Requests sent to stores, retries counted", |count| count.requests);
+    each("clonegate_store_failures", "Requests that stores failed", |count| count.failures);
+    each("clonegate_store_bytes", "Bytes of objects sent to and received from stores", |count| count.bytes);
+    each("clonegate_store_wait_microseconds", "Time until answers began, summed", |count| {
+        u64::try_from(count.time.as_micros()).unwrap_or(u64::MAX)
+    });
 }
 
 /// What it shows of its policies: one value for each place of a plugin in a chain.

@@ -251,6 +251,12 @@ impl Gateway {
             .ok_or_else(|| Error::unavailable("stopping", "the gateway is stopping").hint("try another, or later"))
     }
 
+    /// The stores that are open, under the names that operators gave them; the home is `home`.
+    pub fn stores(&self) -> Vec<(String, Store)> {
+        let datastores = self.datastores.all().into_iter().map(|d| (d.name.to_string(), d.store.clone()));
+        std::iter::once(("home".to_owned(), self.home.clone())).chain(datastores).collect()
+    }
+
     /// Runs a verb as a task of its own.
     pub(super) async fn run<T, F>(&self, verb: impl FnOnce(Arc<Self>) -> F) -> Result<T>
     where

@@ -12,7 +12,7 @@ use super::gateway::Gateway;
 use super::table::KnownBase;
 use super::templates::{kind, refuse_used};
 use super::views::{AddDatastore, BaseView, DatastoreView, ListQuery, Page, Touched, from_labels, page, to_labels};
-use crate::store::StoreConfig;
+use crate::store::{StoreConfig, exclusive};
 
 impl Gateway {
     pub(super) async fn do_add_datastore(self: Arc<Self>, request: AddDatastore) -> Result<DatastoreView> {
@@ -89,6 +89,8 @@ impl Gateway {
         let touched = Touched { dry_run, names: vec![name.to_string()], ..Touched::default() };
         if !dry_run {
             self.catalog.delete(&name, |_: &DatastoreEntry| Ok(())).await?;
+            // So that another gateway may take it. One that was exclusive to another was never online here.
+            exclusive::release(&datastore.store, self.settings.gateway).await?;
             self.datastores.remove(&name);
             self.bases.lock().remove(&name);
         }

@@ -98,8 +98,10 @@ pub(super) async fn settle(store: &Store, gateway: GatewayId, host: &str) -> Res
     } else {
         claim(store, gateway, host).await?;
     }
-    *exclusive.state.lock() = State::Held;
-    tokio::spawn(watch(Arc::downgrade(&store.0), gateway));
+    let before = std::mem::replace(&mut *exclusive.state.lock(), State::Held);
+    if !matches!(before, State::Held) {
+        tokio::spawn(watch(Arc::downgrade(&store.0), gateway));
+    }
     Ok(())
 }
 
@@ -121,7 +123,13 @@ pub async fn owner(store: &Store) -> Result<Option<ExclusiveOwner>> {
 pub async fn release(store: &Store, gateway: GatewayId) -> Result<()> {
     match owner(store).await? {
         None => Ok(()),
-        Some(owner) if owner.gateway == gateway => store.delete(&keys::exclusive()).await,
+        Some(owner) if owner.gateway == gateway => {
+            store.remove(&keys::exclusive()).await?;
+            if let Some(exclusive) = &store.0.exclusive {
+                *exclusive.state.lock() = State::Unclaimed;
+            }
+            Ok(())
+        }
         Some(owner) => Err(elsewhere(store, &owner)),
     }
 }
@@ -180,6 +188,9 @@ async fn watch(inner: Weak<Inner>, gateway: GatewayId) {
         clock.sleep(clock.jitter(LOOK_AGAIN)).await;
         let Some(store) = inner.upgrade().map(Store) else { return };
         let Ok(found) = owner(&store).await else { continue };
+        if store.0.exclusive.as_ref().is_none_or(|exclusive| !matches!(*exclusive.state.lock(), State::Held)) {
+            return;
+        }
         let lost = match found {
             Some(owner) if owner.gateway == gateway => continue,
             Some(owner) => elsewhere(&store, &owner),

@@ -143,11 +143,16 @@ impl Store {
     /// # Errors
     /// `Unavailable`, `Denied`.
     pub async fn delete(&self, key: &Key) -> Result<()> {
+        if let Some(exclusive) = &self.0.exclusive {
+            exclusive.check(&self.0.label)?;
+        }
+        self.remove(key).await
+    }
+
+    /// As [`Store::delete`], whoever owns the store.
+    async fn remove(&self, key: &Key) -> Result<()> {
         let name = self.name(key.as_str());
         let inner = &self.0;
-        if let Some(exclusive) = &inner.exclusive {
-            exclusive.check(&inner.label)?;
-        }
         let done = inner
             .patience
             .persist(&inner.clock, &name, || async {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use clonegate_core::{Error, Result};
 use object_store::aws::AmazonS3Builder;
@@ -20,6 +21,9 @@ use super::config::{Secret, StoreConfig};
 use super::keys::{self, Key};
 use super::tls;
 use super::{directory, errors};
+
+/// How long an unused connection is kept.
+const POOL_IDLE: Duration = Duration::from_secs(20);
 
 /// A store before it is counted and watched.
 pub(super) struct Opened {
@@ -197,6 +201,8 @@ fn client(config: &StoreConfig, label: &str) -> Result<ClientOptions> {
         .with_timeout_disabled()
         .with_connect_timeout(config.connect_timeout)
         .with_pool_max_idle_per_host(super::IN_FLIGHT_MAX)
+        // Sooner than services and proxies close theirs (a minute, mostly), so that a request seldom meets a closed one.
+        .with_pool_idle_timeout(POOL_IDLE)
         .with_allow_http(plain);
     if let Some(file) = &config.ca_file {
         let unreadable = |why: String| {
