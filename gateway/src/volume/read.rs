@@ -67,25 +67,27 @@ impl Core {
             self.note_read(range);
             return Ok(there);
         }
+        let (_, out) = self.fetch_now(range).await?;
+        self.note_read(range);
+        Ok(out)
+    }
+
+    /// The bytes of `range` of one moment, and where they were found.
+    pub(super) async fn fetch_now(self: &Arc<Self>, range: ByteRange) -> Result<(Plan, Segments)> {
         let mut attempt = 0;
         loop {
             let plan = plan(&self.state.read(), range);
             match self.fetch(&plan, range.len()).await {
-                // Collected by the owner since our state was read: there is a newer state.
+                // Folded and collected since it was planned: it lies elsewhere now. A reader has to look where.
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => {
                     attempt += 1;
                     if matches!(self.state.read().role, Role::Reader) {
                         self.refresh().await?;
-                    } else {
-                        return Err(gone(error));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => return Err(gone(error)),
                 Err(error) => return Err(error),
-                Ok(out) => {
-                    self.note_read(range);
-                    return Ok(out);
-                }
+                Ok(out) => return Ok((plan, out)),
             }
         }
     }

@@ -105,9 +105,8 @@ impl Core {
             // Read what the edges held, without the lock; it is looked at again when the lock is held.
             edges.clear();
             for block in self.edges(range) {
-                let plan = plan(&self.state.read(), block);
-                let bytes = join(&self.fetch(&plan, block.len()).await?);
-                edges.push(Edge { block, plan, bytes });
+                let (plan, bytes) = self.fetch_now(block).await?;
+                edges.push(Edge { block, plan, bytes: join(&bytes) });
             }
         }
     }
@@ -252,9 +251,8 @@ impl Core {
             }
             edges.clear();
             for block in self.edges(range) {
-                let plan = plan(&self.state.read(), block);
-                let bytes = join(&self.fetch(&plan, block.len()).await?);
-                edges.push(Edge { block, plan, bytes });
+                let (plan, bytes) = self.fetch_now(block).await?;
+                edges.push(Edge { block, plan, bytes: join(&bytes) });
             }
         }
     }

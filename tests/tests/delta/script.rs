@@ -7,8 +7,8 @@ use clonegate_core::Result;
 use clonegate_core::ids::Name;
 use clonegate_core::units::ByteRange;
 use clonegate_tests::sim::{World, base_id, read_all};
+use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt};
 
 /// One change of the bytes, as the model knows it.
 #[derive(Debug, Clone)]
@@ -221,11 +221,4 @@ async fn replace(
 pub async fn compare(volume: &Volume, model: &Model, what: &str) {
     let found = read_all(volume).await.expect("a store without faults");
     assert!(found == model.now(), "{what}: the volume is not what the model says");
-}
-
-/// Fills a buffer at random; here so that tests need no further crate.
-pub fn random_bytes(random: &mut StdRng, length: usize) -> Bytes {
-    let mut bytes = vec![0; length];
-    random.fill_bytes(&mut bytes);
-    bytes.into()
 }
