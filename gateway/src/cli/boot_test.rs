@@ -117,7 +117,7 @@ struct Report {
 }
 
 pub(super) async fn run(test: BootTest, session: &Session) -> Result<(), Failure> {
-    let path = format!("/v1/clones/{}", session.segment(&test.clone));
+    let path = format!("clones/{}", session.segment(&test.clone));
     let clone: CloneView = session.client()?.get(&path).await?;
     let dir = tempfile::Builder::new().prefix("clonegate-boot-").tempdir().map_err(no_room)?;
     let arguments = machine(&test, &clone, &session.server, dir.path())?;
