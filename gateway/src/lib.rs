@@ -2,6 +2,8 @@
 //!
 //! `ARCHITECTURE.md` at the root of the project is the map of these modules and says which may import which.
 
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "tests choose their numbers"))]
+
 pub mod base;
 pub mod bench;
 pub mod catalog;

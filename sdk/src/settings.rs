@@ -194,7 +194,7 @@ macro_rules! settings {
             ) -> ::core::option::Option<Self> {
                 let _object = $crate::__object(value, path, &[$(stringify!($field)),*], problems)?;
                 let _before = problems.len();
-                #[allow(unused_mut)]
+                #[allow(unused_mut, reason = "settings may have no fields and no bounds")]
                 let mut settings = <Self as ::core::default::Default>::default();
                 $(
                     if let Some(value) = _object.get(stringify!($field)) {
@@ -218,7 +218,7 @@ macro_rules! settings {
                 let _defaults = <Self as ::core::default::Default>::default();
                 let mut _properties = $crate::__private::serde_json::Map::new();
                 $({
-                    #[allow(unused_mut)]
+                    #[allow(unused_mut, reason = "settings may have no fields and no bounds")]
                     let mut schema = <$ty as $crate::Setting>::schema();
                     $($crate::__bounds(&_defaults.$field, &$range, &mut schema);)?
                     schema["default"] = $crate::Setting::write(&_defaults.$field);

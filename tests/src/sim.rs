@@ -62,7 +62,7 @@ impl BaseRead for SimBase {
         self.size
     }
     fn try_read(&self, range: ByteRange) -> Option<Segments> {
-        (range.start() / 4096 % 2 == 0).then(|| self.bytes(range))
+        (range.start() / 4096).is_multiple_of(2).then(|| self.bytes(range))
     }
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Segments>> {
         Box::pin(async move {

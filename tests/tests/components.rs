@@ -39,7 +39,7 @@ fn corpus() -> Vec<Question> {
         id: format!("d{n}"),
         health: if n % 5 == 4 { Health::Degraded } else { Health::Online },
         capacity: 1 << 40,
-        free: (1 << 39) + ((n * 7919) % 97 << 30),
+        free: (1 << 39) + (((n * 7919) % 97) << 30),
         reserved: n << 30,
         bases: 2,
         clones: 9,
@@ -47,7 +47,7 @@ fn corpus() -> Vec<Question> {
         latency_us: None,
         labels: vec![
             label("rack", format!("r{}", n % 3)),
-            label("tier", ["nvme", "sas"][usize::from(n % 2 == 0)].into()),
+            label("tier", ["nvme", "sas"][usize::from(n.is_multiple_of(2))].into()),
         ],
     };
     let base = |n: u64| Base {

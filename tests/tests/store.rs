@@ -264,7 +264,7 @@ async fn small_objects_of_a_thousand_clones_are_created_quickly() {
     let (_directory, stores) = stores();
     for store in stores {
         let place = |n: usize| {
-            if n % 2 == 0 { format!("bases/b{}/slots/{n}", n / 256) } else { format!("catalog/clone/c{n}.1") }
+            if n.is_multiple_of(2) { format!("bases/b{}/slots/{n}", n / 256) } else { format!("catalog/clone/c{n}.1") }
         };
         let objects = (0..2000).map(|n| (key(&place(n)), Bytes::from(vec![7; 200]))).collect();
         let begun = std::time::Instant::now();

@@ -5,6 +5,8 @@
 //! bytes and back ([`format`], [`http`], [`nbd`]). A fuzzer or a stand-alone verifier
 //! needs this crate alone.
 
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "tests choose their numbers"))]
+
 pub mod advice;
 pub mod error;
 pub mod format;

@@ -5,6 +5,7 @@ use std::time::Duration;
 /// Buckets in each power of two.
 const FINE: u64 = 32;
 const FINE_BITS: u32 = 5;
+#[expect(clippy::cast_possible_truncation, reason = "32 fits any usize")]
 const BUCKETS: usize = (64 - FINE_BITS as usize + 1) * FINE as usize;
 
 /// Counts durations; any percentile is right within 3 %.

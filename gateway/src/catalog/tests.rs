@@ -38,7 +38,13 @@ async fn a_name_is_given_once_changed_and_taken_away() {
         let error = other.create(&name("win.11"), template("two")).await.unwrap_err();
         assert_eq!((error.code(), error.object()), ("name-taken", Some("win.11")));
     }
-    there.change(&name("win.11"), |t: &mut TemplateEntry| Ok(t.description.push_str(" more"))).await.unwrap();
+    there
+        .change(&name("win.11"), |t: &mut TemplateEntry| {
+            t.description.push_str(" more");
+            Ok(())
+        })
+        .await
+        .unwrap();
     let seen = here.get::<TemplateEntry>(&name("win.11")).await.unwrap();
     assert_eq!((seen.number, seen.state.description.as_str()), (2, "one more"));
     here.delete(&name("win.11"), |_: &TemplateEntry| Ok(())).await.unwrap();

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::store::{PutNew, Store, keys};
 
 /// Others that claim at the same time before we give way.
-const CLAIM_ATTEMPTS: u32 = 16;
+const CLAIM_ATTEMPTS: u64 = 16;
 /// Records that an incumbent may put between our reading and our poison before we plant one ahead of it.
 const COLLISIONS: u32 = 4;
 /// Farthest that a poison is planted ahead.
@@ -85,8 +85,8 @@ async fn claim_epoch(
     who: &Claimant,
     clock: &Clock,
 ) -> Result<u64> {
-    let mut epoch = loaded.listing.highest_epoch() + 1;
-    for _ in 0..CLAIM_ATTEMPTS {
+    let first = loaded.listing.highest_epoch() + 1;
+    for epoch in first..first + CLAIM_ATTEMPTS {
         let record = EpochRecord {
             clone: clone.id,
             epoch: Epoch(epoch),
@@ -98,7 +98,6 @@ async fn claim_epoch(
         if store.put_new(&keys::epoch(clone.id, Epoch(epoch)), envelope::encode(&record)?).await?.is_created() {
             return Ok(epoch);
         }
-        epoch += 1;
     }
     Err(fenced(clone))
 }

@@ -3,6 +3,7 @@
 //! Only the owner collects, and only behind a checkpoint of its own epoch; what it deletes it has first named in an
 //! `unlink` record of its own, so a stale owner cannot delete.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use clonegate_core::format::log::{Change, ObjectName, Position};
@@ -64,11 +65,14 @@ pub async fn garbage(
     for kept in &state.kept {
         live.insert(ObjectName::Checkpoint(kept.kept.at));
         // What the stored checkpoint says counts: another owner may have written it, over other objects.
-        if !memory.kept.contains_key(&kept.kept.at) {
-            let loaded = read_checkpoint(store, state.clone, kept.kept.at, None).await?;
-            memory.kept.insert(kept.kept.at, names_of(&loaded.objects, &loaded.image));
-        }
-        live.extend(memory.kept.get(&kept.kept.at).into_iter().flatten());
+        let names = match memory.kept.entry(kept.kept.at) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let loaded = read_checkpoint(store, state.clone, kept.kept.at, None).await?;
+                unknown.insert(names_of(&loaded.objects, &loaded.image))
+            }
+        };
+        live.extend(names.iter());
         if let Some(image) = &kept.image {
             live.extend(names_of(&state.objects, image));
         }

@@ -105,7 +105,8 @@ pub async fn fold(
             *hull = (hull.0.min(frame), hull.1.max(end));
         }
     }
-    let reads: Vec<BoxFuture<'_, Result<(u32, (u32, Bytes))>>> = wanted
+    type Fetched = Result<(u32, (u32, Bytes))>;
+    let reads: Vec<BoxFuture<'_, Fetched>> = wanted
         .iter()
         .filter_map(|(index, (first, end))| {
             let object = Arc::clone(plan.objects.get(index)?);

@@ -292,6 +292,7 @@ impl Disk {
 }
 
 /// A file system that was recognised.
+#[expect(clippy::large_enum_variant, reason = "one for each request, never in a collection")]
 enum FileSystem {
     Ext(ext4::Ext),
     Fat(fat::Fat),

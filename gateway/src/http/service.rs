@@ -133,6 +133,10 @@ impl HttpBody for RequestBody {
 }
 
 /// The answer to a request, at once or later.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the answer that is ready is the hot path: a box would be an allocation for each"
+)]
 pub(super) enum Answer {
     Now(Option<Response<Body>>),
     Later(BoxFuture<'static, Response<Body>>),

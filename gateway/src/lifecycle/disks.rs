@@ -23,7 +23,7 @@ impl Gateway {
     /// Makes a disk: its record, then its name.
     pub(super) async fn do_create_disk(self: Arc<Self>, request: CreateDisk) -> Result<DiskView> {
         let name = Name::new(request.name.as_str())?;
-        if request.size == 0 || request.size % SECTOR_BYTES != 0 || request.size > VOLUME_BYTES_MAX {
+        if request.size == 0 || !request.size.is_multiple_of(SECTOR_BYTES) || request.size > VOLUME_BYTES_MAX {
             return Err(Error::invalid("bad-size", format!("a disk of {} bytes", request.size))
                 .on(name.as_str())
                 .hint(format!("a multiple of {SECTOR_BYTES}, at most {VOLUME_BYTES_MAX}")));

@@ -71,7 +71,6 @@ impl fmt::Debug for Prefix {
 }
 
 /// `text` consists of ids, checked names, numbers and words of this module, so it needs no escaping.
-#[expect(clippy::disallowed_methods, reason = "the one place that makes keys")]
 fn path(text: String) -> Path {
     Path::from(text)
 }

@@ -103,7 +103,7 @@ impl Probe<'_> {
     /// Lets many create one object at once; gives the body that won.
     async fn race(&self, round: usize) -> Result<Bytes> {
         let key = self.key(round);
-        let size = if round % 2 == 0 { SMALL_BYTES } else { LARGE_BYTES };
+        let size = if round.is_multiple_of(2) { SMALL_BYTES } else { LARGE_BYTES };
         let bodies: Vec<Bytes> = (0..RACERS).map(|racer| body(self.store.clock().nonce(), racer, size)).collect();
         let tries = join_all(bodies.iter().map(|body| self.store.create_once(&key, body.clone()))).await;
         let mut winners = Vec::new();

@@ -27,6 +27,10 @@ impl Record for CatalogRecord {
 
 /// The state of a named thing. New variants go to the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an entry is decoded, looked at and kept in a map; boxes would be in every match"
+)]
 pub enum Entry {
     /// There is nothing of this name (any more).
     Deleted,

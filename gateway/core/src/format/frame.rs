@@ -16,6 +16,7 @@ use crate::ids::Nonce;
 use crate::units::BLOCK_BYTES;
 
 /// Bytes of a block in memory.
+#[expect(clippy::cast_possible_truncation, reason = "4096 fits any usize")]
 pub const BLOCK: usize = BLOCK_BYTES as usize;
 /// Bytes of a frame: the block and its checksum.
 pub const FRAME_BYTES: usize = BLOCK + 4;

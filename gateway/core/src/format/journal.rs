@@ -129,7 +129,7 @@ pub fn encode_entry(mut record: JournalEntryRecord, runs: &[Run]) -> Result<Byte
     record.blocks = blocks;
     record.body_crc = crc32c::crc32c(&body);
     let unaligned = envelope::HEADER_BYTES + envelope::body_len(&record)? + body.len();
-    let fill = unaligned.next_multiple_of(ENTRY_ALIGN as usize) - unaligned;
+    let fill = unaligned.next_multiple_of(8) - unaligned;
     envelope::encode_with(&record, &[&body, &[0; 8][..fill]])
 }
 

@@ -146,7 +146,7 @@ pub fn encode_status(style: Style, context: u32, runs: &[Run], out: &mut Vec<u8>
             continue;
         }
         // A cut run stays a multiple of every block size that clients use.
-        let length = u32::try_from(run.length).unwrap_or(u32::MAX & !0xffff);
+        let length = u32::try_from(run.length).unwrap_or(!0xffff);
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(&run.status.to_be_bytes());
         if u64::from(length) != run.length {

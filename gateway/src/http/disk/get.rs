@@ -147,6 +147,10 @@ impl Answer {
 }
 
 /// Answers without waiting, or gives the request back.
+#[expect(
+    clippy::result_large_err,
+    reason = "the request goes back by value: a box would be an allocation on the hot path"
+)]
 pub(crate) fn at_once(
     shared: &Shared,
     watch: &Arc<Watch>,
