@@ -19,7 +19,7 @@ use clonegate_core::format::log::{
     Change, CommitRecord, EpochRecord, Head, ObjectName, Position, Run, decode_head, encode_commit,
 };
 use clonegate_core::format::segment::{SegmentRecord, decode_segment, encode_segment};
-use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, Nonce};
+use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, Nonce, Sequence};
 use clonegate_core::units::BlockIndex;
 
 /// Compares with the golden file, which holds sixteen bytes a line in hexadecimal digits, and returns its bytes.
@@ -53,6 +53,7 @@ fn commit(what: Change) -> CommitRecord {
         change: 6,
         time_ms: 1_767_225_600_000,
         journal_mark: 7,
+        settled: Sequence(2),
         what,
         extents: 0,
         blocks: 0,

@@ -9,7 +9,7 @@ use clonegate_core::format::envelope;
 use clonegate_core::format::log::{
     Change, CommitHead, CommitRecord, EpochRecord, Head, Position, decode_head, encode_commit,
 };
-use clonegate_core::ids::{Epoch, GatewayId, Nonce};
+use clonegate_core::ids::{Epoch, GatewayId, Nonce, Sequence};
 use clonegate_core::{Error, Result};
 
 use super::load::{End, Listing, Loaded, apply, load};
@@ -126,6 +126,7 @@ fn poison(state: &LogState, at: Position, by: u64, clock: &Clock) -> Result<byte
         change: 0,
         time_ms: clock.now_ms(),
         journal_mark: 0,
+        settled: Sequence(0),
         what: Change::Poison { by: Epoch(by) },
         extents: 0,
         blocks: 0,
@@ -185,6 +186,7 @@ async fn open(
         change: state.change + u64::from(drops),
         time_ms: clock.now_ms(),
         journal_mark: state.journal_mark,
+        settled: Sequence(0),
         what: Change::Open { gateway: who.gateway, lost_tail: who.lost_tail, fresh: who.fresh },
         extents: 0,
         blocks: 0,

@@ -292,24 +292,20 @@ async fn load_listed(store: &Store, record: &CloneRecord, listing: Listing) -> R
     Ok(Loaded { state, listing, end })
 }
 
-/// A crash leaves at most what was in flight behind the first missing record; more means that the record was taken away.
+/// A crash may leave records behind a missing one, that were under way together with it. A record that was made when the
+/// missing one was in the store says that it was taken away.
 async fn check_gap(store: &Store, clone: CloneId, listing: &Listing, missing: Position) -> Result<()> {
     let beyond = |(at, _): &&(Position, u64)| at.epoch == missing.epoch && *at > missing;
-    if listing.logs.iter().filter(beyond).count() < IN_FLIGHT_COMMITS {
-        return Ok(());
-    }
-    let mut records = 0;
-    for (at, size) in listing.logs.iter().filter(beyond) {
+    for (at, size) in listing.logs.iter().filter(beyond).take(2 * IN_FLIGHT_COMMITS) {
         let (head, _) = read_head(store, clone, *at, Some(*size)).await?;
-        records += usize::from(!matches!(head.record.what, Change::Poison { .. }));
+        if head.record.settled > missing.sequence {
+            let key = keys::log(clone, missing.epoch, missing.sequence);
+            return Err(Error::corrupt("missing-object", "it is gone, and later records say that it was there")
+                .on(key.to_string())
+                .hint("run `clonegate fsck`; other clones are unharmed"));
+        }
     }
-    if records < IN_FLIGHT_COMMITS {
-        return Ok(());
-    }
-    let key = keys::log(clone, missing.epoch, missing.sequence);
-    Err(Error::corrupt("missing-object", format!("it is gone, and {records} records follow it"))
-        .on(key.to_string())
-        .hint("run `clonegate fsck`; other clones are unharmed"))
+    Ok(())
 }
 
 /// Whether an epoch after this one was opened (and not poisoned before it was).

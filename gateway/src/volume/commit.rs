@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clonegate_core::format::clone::Durability;
 use clonegate_core::format::log::{Change, CommitHead, CommitRecord, Position, Run};
+use clonegate_core::ids::Sequence;
 use clonegate_core::limits::{COMMIT_BYTES_MAX, COMMIT_EXTENTS_MAX};
 use clonegate_core::units::{BLOCK_BYTES, BlockIndex};
 use clonegate_core::{Error, ErrorKind, Result};
@@ -279,6 +280,7 @@ impl Committer {
                 change: change - rest,
                 time_ms,
                 journal_mark: mark,
+                settled: Sequence(0),
                 what: Change::Data,
                 extents: 0,
                 blocks: 0,
@@ -294,6 +296,8 @@ impl Committer {
     fn begin(&mut self, commit: Commit) -> Result<()> {
         let mut record = commit.record;
         record.at = self.next;
+        // What was applied is in the store.
+        record.settled = self.core.state.read().log.at.map_or(Sequence(0), |at| Sequence(at.sequence.0 + 1));
         self.next = self.next.next();
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
         let (object, head) = super::tail::encode(record, &commit.runs)?;
@@ -393,6 +397,7 @@ impl Committer {
             change,
             time_ms: self.core.engine.clock.now_ms(),
             journal_mark: mark,
+            settled: Sequence(0),
             what,
             extents: 0,
             blocks: 0,

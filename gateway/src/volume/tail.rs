@@ -145,6 +145,7 @@ impl Core {
                     change: log.change + 1,
                     time_ms,
                     journal_mark: if index + 1 == count { number } else { log.journal_mark },
+                    settled: at.sequence,
                     what: Change::Data,
                     extents: 0,
                     blocks: 0,

@@ -36,7 +36,7 @@ pub const ENTRY_ALIGN: u64 = 8;
 pub struct JournalSegmentRecord {
     /// The journal that the file belongs to.
     pub journal: Nonce,
-    /// Counts the uses of files in this journal; grows with each.
+    /// Names this use of the file; drawn at random. 0: the file holds nothing.
     pub generation: u64,
 }
 

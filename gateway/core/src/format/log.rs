@@ -154,6 +154,8 @@ pub struct CommitRecord {
     pub time_ms: u64,
     /// Journal entries of this volume up to this number are in the log.
     pub journal_mark: u64,
+    /// Records of this epoch below this number were in the store when this one was made: one that is missing was taken away.
+    pub settled: Sequence,
     /// What it does.
     pub what: Change,
     /// Extents in the table.
@@ -344,6 +346,7 @@ mod tests {
             change: 6,
             time_ms: 7,
             journal_mark: 8,
+            settled: Sequence(2),
             what,
             extents: 0,
             blocks: 0,

@@ -99,7 +99,7 @@ impl Journal {
     pub(crate) fn open(settings: JournalSettings, clock: &Clock) -> Result<Self> {
         let (id, lock) = file::enter(&settings, clock)?;
         let recovered = recover::scan(&settings.path, id)?;
-        let files = Files::new(settings.clone(), id, recovered.generation, recovered.files);
+        let files = Files::new(settings.clone(), id, clock.clone(), recovered.files);
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::default()),
             ready: Condvar::new(),

@@ -33,8 +33,6 @@ pub(super) struct FoundFile {
 /// What [`scan`] found.
 #[derive(Debug, Default)]
 pub(super) struct Recovered {
-    /// The highest generation in use.
-    pub(super) generation: u64,
     pub(super) files: BTreeMap<u64, FoundFile>,
     pub(super) entries: HashMap<CloneId, Vec<EntryRef>>,
 }
@@ -59,7 +57,6 @@ pub(super) fn scan(directory: &Path, journal: Nonce) -> Result<Recovered> {
             && head.record.journal == journal
             && head.record.generation > 0
         {
-            recovered.generation = recovered.generation.max(head.record.generation);
             read_entries(&bytes, n, head.record.generation, &mut recovered.entries, &mut found)
                 .map_err(|e| e.on(path.display().to_string()))?;
         }

@@ -10,6 +10,7 @@ use clonegate_core::{Error, Result};
 
 use super::recover::FoundFile;
 use super::{JournalSettings, Submission, file, io_error};
+use crate::clock::Clock;
 
 /// Files that are kept for later use.
 const SPARE_FILES: usize = 4;
@@ -30,7 +31,9 @@ struct Used {
 pub(super) struct Files {
     settings: JournalSettings,
     id: Nonce,
+    /// Of the current file; drawn at random, so that leftovers of any earlier use never look like entries of this one.
     generation: u64,
+    clock: Clock,
     next_number: u64,
     current: Option<(u64, Used)>,
     at: u64,
@@ -44,7 +47,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(settings: JournalSettings, id: Nonce, generation: u64, found: BTreeMap<u64, FoundFile>) -> Self {
+    pub(super) fn new(settings: JournalSettings, id: Nonce, clock: Clock, found: BTreeMap<u64, FoundFile>) -> Self {
         let next_number = found.keys().next_back().map_or(0, |n| n + 1);
         let mut full = BTreeMap::new();
         let mut spare = Vec::new();
@@ -58,7 +61,8 @@ impl Files {
         Self {
             settings,
             id,
-            generation,
+            generation: 0,
+            clock,
             next_number,
             current: None,
             at: 0,
@@ -179,7 +183,7 @@ impl Files {
                 (n, file::make(&self.settings.path, n, bytes)?)
             }
         };
-        self.generation += 1;
+        self.generation = self.clock.random_u64() | 1;
         // Synced before any entry: an old head over new entries would look like damage.
         file::write_head(&file, self.id, self.generation)?;
         if !self.settings.inline {
