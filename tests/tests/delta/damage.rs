@@ -138,7 +138,7 @@ fn a_deleted_object_is_never_read_as_zeroes_and_the_check_names_it() {
         assert!(sound.is_sound(), "{sound:#?}");
         let mut named = 0;
         let all = dump(&world.objects).await;
-        let last = all.keys().filter(|key| key.contains("log/")).next_back().cloned().unwrap_or_default();
+        let last = all.keys().rfind(|key| key.contains("log/")).cloned().unwrap_or_default();
         for (key, bytes) in all {
             // Nothing can tell that a claim is gone, or the very last record.
             if key.contains("epoch/") || key == last {
