@@ -16,6 +16,7 @@ export BENCH_OUT=$work/out
 port=$((20000 + RANDOM % 20000))
 
 cat >"$work/nginx.conf" <<CONF
+user $(id -un) $(id -gn);
 worker_processes auto;
 daemon off;
 pid $work/nginx.pid;
