@@ -36,7 +36,10 @@ impl Gateway {
         let Some(number) = clone.state.pending_version else {
             return Ok(outcome(clone, "kept", "nothing waits for it", ""));
         };
-        self.check_discard(clone)?;
+        // A held clone, or one that somebody has open, is switched on as it is; the update goes on waiting.
+        if let Err(why) = self.check_discard(clone) {
+            return Ok(outcome(clone, "kept", why.message(), ""));
+        }
         let version = self.version_for_clones(&clone.state.template, Some(number)).await?;
         self.rebase(clone, &clone.state.template, &version).await?;
         Ok(outcome(clone, "updated", &format!("version {number} waited for its power-on"), "update"))
