@@ -29,7 +29,9 @@ fn the_example_configuration_loads_and_names_every_key() {
     let mut known = Vec::new();
     let defaults = config::to_text(&Config::default()).expect("the defaults can be written");
     keys(&defaults.parse().expect("the defaults are TOML"), "", &mut known);
-    let missing: Vec<_> = known.iter().filter(|key| !said.contains(key)).collect();
+    // An empty list of tables has no keys of its own.
+    let names = |key: &String| said.iter().any(|named| named == key || named.starts_with(&format!("{key}.")));
+    let missing: Vec<_> = known.iter().filter(|key| !names(key)).collect();
     assert!(missing.is_empty(), "examples/clonegate.toml does not name {missing:?}");
 }
 

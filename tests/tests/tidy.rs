@@ -13,14 +13,18 @@ fn none(wrong: &[String]) {
 #[test]
 fn every_file_is_one_job_of_at_most_600_lines() {
     let long = |source: &tree::Source| {
-        (source.shipped_lines() > 600).then(|| format!("{}: {}", source.path, source.shipped_lines()))
+        (!source.is_test() && source.shipped_lines() > 600)
+            .then(|| format!("{}: {}", source.path, source.shipped_lines()))
     };
     none(&tree::rust().iter().filter_map(long).collect::<Vec<_>>());
 }
 
 #[test]
 fn every_file_says_first_what_it_is_for() {
-    let silent = |source: &tree::Source| !source.is_test() && !source.text.starts_with("//!");
+    // The scaffold is what a plugin author begins with: the ten lines that the page about plugins shows.
+    let silent = |source: &tree::Source| {
+        !source.is_test() && !source.path.contains("/scaffold/") && !source.text.starts_with("//!")
+    };
     none(&tree::rust().into_iter().filter(silent).map(|source| source.path).collect::<Vec<_>>());
 }
 
