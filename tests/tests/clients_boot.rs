@@ -100,9 +100,13 @@ fn a_machine_is_known_by_its_mac_and_gets_kernel_and_root_of_its_clone() {
 
 fn boot_test_reports_how_far_a_clone_comes() {
     let (gateway, clone) = linux();
-    let report = gateway.cli_ok(&["boot-test", &clone, "--marker", "LINUX-OK", "--timeout", "7m", "--output", "json"]);
-    let report: serde_json::Value = serde_json::from_str(&report).expect("the report is JSON");
-    assert_eq!(report["passed"], true, "{report}");
-    let stages: Vec<_> = report["reached"].as_array().unwrap().iter().map(|stage| stage[0].as_str().unwrap()).collect();
-    assert!(stages.contains(&"boot-loader") && stages.contains(&"kernel"), "{report}");
+    let nbd = gateway.nbd().to_string();
+    for via in ["nbd", "http"] {
+        let marker = ["--marker", "LINUX-OK", "--timeout", "7m", "--output", "json"];
+        let report = gateway.cli_ok(&[&["boot-test", &clone, "--via", via, "--nbd", &nbd], &marker[..]].concat());
+        let report: serde_json::Value = serde_json::from_str(&report).expect("the report is JSON");
+        assert_eq!(report["passed"], true, "{report}");
+        let stages: Vec<_> = report["reached"].as_array().unwrap().iter().map(|s| s[0].as_str().unwrap()).collect();
+        assert!(stages.contains(&"boot-loader") && stages.contains(&"kernel"), "{report}");
+    }
 }

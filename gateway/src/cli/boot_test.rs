@@ -56,12 +56,12 @@ pub(super) struct BootTest {
     #[arg(long)]
     marker: Option<String>,
     /// How the machine gets at the clone
-    #[arg(long, value_enum, default_value = "http")]
+    #[arg(long, value_enum, default_value = "nbd")]
     via: Via,
     /// Firmware of the machine
     #[arg(long, value_enum, default_value = "bios")]
     firmware: Firmware,
-    /// Address of the gateway's NBD server, for --via nbd
+    /// Address of the gateway's NBD server
     #[arg(long, default_value = "127.0.0.1:10809", value_name = "HOST:PORT")]
     nbd: String,
     /// Memory of the machine, MiB
@@ -81,7 +81,7 @@ pub(super) struct BootTest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Via {
-    /// QEMU reads the clone over HTTP; writes go to a temporary file
+    /// QEMU reads the clone over HTTP; the machine cannot write to its disk
     Http,
     /// iPXE in the machine runs the gateway's boot script
     Ipxe,
@@ -161,11 +161,11 @@ fn machine(test: &BootTest, clone: &CloneView, server: &str, dir: &Path) -> Resu
     }
     let server = server.trim_end_matches('/');
     match test.via {
-        // A small readahead: with QEMU's own, a machine under a temporary overlay was seen to hang.
+        // Read-only: under a temporary overlay QEMU's HTTP driver was seen to hang.
         Via::Http => {
             let url = option(&format!("{server}{}", clone.disk));
-            let drive = format!("driver=raw,file.driver=http,file.url={url},file.readahead=65536,file.timeout=60");
-            push(&["-drive", &format!("{drive},if=virtio,snapshot=on")]);
+            let drive = format!("driver=raw,file.driver=http,file.url={url},file.timeout=60");
+            push(&["-drive", &format!("{drive},if=virtio,readonly=on")]);
         }
         Via::Nbd => {
             let address = option(&format!("nbd://{}/{}", test.nbd, clone.name));
