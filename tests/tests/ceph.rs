@@ -1,13 +1,23 @@
 //! The promises of a `Store` on Ceph RGW, a real S3 service.
 
 use std::future::Future;
+use std::io::Cursor;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clonegate::clock::Clock;
+use clonegate::delta::DeltaSettings;
+use clonegate::device::WriteOptions;
+use clonegate::exports::Exports;
+use clonegate::import::{Input, NoProgress};
+use clonegate::lifecycle::advisor::BuiltIn;
+use clonegate::lifecycle::views::{CreateClones, ImportTemplate, ListQuery};
+use clonegate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use clonegate::store::{Key, PutNew, Secret, Store, StoreConfig, keys};
 use clonegate_core::ErrorKind;
-use clonegate_core::ids::GatewayId;
+use clonegate_core::ids::{GatewayId, Name};
 use clonegate_core::units::ByteRange;
 use clonegate_tests::ceph::Ceph;
 
@@ -158,6 +168,69 @@ fn small_objects_of_a_thousand_clones_are_created_quickly() {
     });
 }
 
+async fn start_gateway(home: &StoreConfig, datastore: &StoreConfig, local: &Path, number: u8) -> Arc<Gateway> {
+    let settings = GatewaySettings {
+        home: home.clone(),
+        datastores: vec![DatastoreSettings::new(Name::new("ceph").unwrap(), datastore.clone())],
+        sources: Vec::new(),
+        gateway: gateway(number),
+        host: format!("host-{number}"),
+        icache_bytes: 16 << 20,
+        delta: DeltaSettings { journal: Some(local.join(format!("journal-{number}"))), ..DeltaSettings::default() },
+        idle_close: Duration::from_secs(300),
+        power_off_grace: Duration::from_secs(30),
+        slots_per_base: 128,
+    };
+    Gateway::start(settings, Arc::new(BuiltIn), Clock::system()).await.unwrap()
+}
+
+fn two_gateways_share_a_service_as_their_only_tie() {
+    on_runtime(async {
+        let ceph = Ceph::start();
+        let (home, datastore) = (ceph.bucket().await, ceph.bucket().await);
+        let local = tempfile::tempdir().unwrap();
+        let one = start_gateway(&home, &datastore, local.path(), 1).await;
+        let two = start_gateway(&home, &datastore, local.path(), 2).await;
+        let image: Vec<u8> = (0..1 << 20).map(|n| u8::try_from(n / 4096 % 251).unwrap()).collect();
+        let request = ImportTemplate { name: "t".to_owned(), ..ImportTemplate::default() };
+        let input = Input::RawStream { reader: Box::new(Cursor::new(image.clone())), size: Some(image.len() as u64) };
+        one.import_template(request, input, Arc::new(NoProgress)).await.unwrap();
+        let order = |name: &str, count| CreateClones {
+            name: name.to_owned(),
+            template: "t".to_owned(),
+            count,
+            ..CreateClones::default()
+        };
+        // Of two who want one name, one gets it.
+        for round in 0..4 {
+            let name = format!("same-{round}");
+            let (a, b) = tokio::join!(
+                one.create_clones(order(&name, None), false),
+                two.create_clones(order(&name, None), false)
+            );
+            assert!(a.is_ok() != b.is_ok(), "{name}: {:?}, {:?}", a.err(), b.err());
+        }
+        let begun = Instant::now();
+        let made = one.create_clones(order("desk", Some(1000)), false).await.unwrap();
+        println!("1,000 clones on Ceph RGW, home and datastore: {:?}", begun.elapsed());
+        assert_eq!(made.clones.len(), 1000);
+        let all = ListQuery { limit: Some(10_000), cursor: None };
+        assert_eq!(two.list_clones(all).await.unwrap().items.len(), 1004);
+        // What one writes and flushes to the store, the other reads.
+        let device = one.open("desk-0001".parse().unwrap()).await.unwrap();
+        device.write(4096, Bytes::from(vec![0xee; 4096]), WriteOptions::default()).await.unwrap();
+        device.flush().await.unwrap();
+        one.stop().await;
+        let device = two.open("desk-0001".parse().unwrap()).await.unwrap();
+        let read = device.read(ByteRange::new(0, 12_288)).await.unwrap().concat();
+        assert!(
+            read[..4096] == image[..4096] && read[4096..8192] == [0xee; 4096] && read[8192..] == image[8192..12_288]
+        );
+        let sibling = two.open("desk-0002".parse().unwrap()).await.unwrap();
+        assert!(sibling.read(ByteRange::new(0, 12_288)).await.unwrap().concat() == image[..12_288]);
+    });
+}
+
 clonegate_tests::cases! {
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => it_is_admitted_with_put_if_absent_and_etags;
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => an_object_is_created_once_and_reads_back_whole_and_in_part;
@@ -167,4 +240,5 @@ clonegate_tests::cases! {
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => a_large_object_goes_and_comes_back_whole;
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => what_the_operator_got_wrong_is_said;
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => small_objects_of_a_thousand_clones_are_created_quickly;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => two_gateways_share_a_service_as_their_only_tie;
 }
