@@ -5,9 +5,7 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
-use crate::lifecycle::views::{
-    CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, SnapshotView, Touched,
-};
+use crate::lifecycle::views::{CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, SnapshotView, ToTemplate, Touched, UpdateClones, UpdatedClones};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -51,6 +49,57 @@ pub(super) enum Verb {
         /// The snapshot
         name: String,
     },
+    /// Move clones to another version of their template: metadata only, and the old deltas can be had back for a while
+    #[command(after_help = "Examples:\n  clonegate clone update --template win11 --dry-run\n  clonegate clone update --template win11:2 --canary 3 --max-unavailable 20\n  clonegate clone update --template win11:1 desk-001")]
+    Update(Update),
+    /// Make a template version of what a clone has become; only what changed is stored
+    #[command(after_help = "Example:\n  clonegate clone to-template patched win11 --publish")]
+    ToTemplate {
+        /// Its name or id
+        clone: String,
+        /// The template
+        template: String,
+        /// Give new clones the version at once
+        #[arg(long)]
+        publish: bool,
+        /// Whatever the sealing checks find
+        #[arg(long)]
+        force: bool,
+    },
+    /// Tell that a machine was switched on or off, or that its user logged off; policies decide what follows
+    #[command(after_help = "Example:\n  clonegate clone power off desk-001")]
+    Power {
+        /// What happened
+        #[arg(value_enum)]
+        event: Event,
+        /// Names or ids
+        #[arg(required = true)]
+        clones: Vec<String>,
+    },
+    /// Hold a clone: nothing discards what it has written
+    #[command(after_help = "Example:\n  clonegate clone hold desk-001 --reason 'under investigation'")]
+    Hold {
+        /// Its name or id
+        clone: String,
+        /// Why
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a held clone go
+    #[command(after_help = "Example:\n  clonegate clone release desk-001")]
+    Release {
+        /// Its name or id
+        clone: String,
+    },
+    /// Say whether what a clone writes is meant to last
+    #[command(after_help = "Example:\n  clonegate clone lifetime desk-001 ephemeral")]
+    Lifetime {
+        /// Its name or id
+        clone: String,
+        /// persistent or ephemeral
+        #[arg(value_enum)]
+        lifetime: Lifetime,
+    },
     /// Bring a clone back to a snapshot
     #[command(after_help = "Example:\n  clonegate clone restore desk-001 before-update")]
     Restore {
@@ -61,6 +110,46 @@ pub(super) enum Verb {
         #[command(flatten)]
         dry_run: DryRun,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Update {
+    /// The template, NAME for its published version or NAME:VERSION
+    #[arg(long)]
+    template: String,
+    /// Names or ids; all clones of the template otherwise
+    clones: Vec<String>,
+    /// So many go first, one by one
+    #[arg(long)]
+    canary: Option<u32>,
+    /// At most so many at once
+    #[arg(long)]
+    max_unavailable: Option<u32>,
+    /// Only note it; each moves when its machine is next switched on
+    #[arg(long)]
+    at_next_power_on: bool,
+    #[command(flatten)]
+    dry_run: DryRun,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(super) enum Event {
+    /// It is about to be switched on
+    On,
+    /// It was switched off
+    Off,
+    /// Its user logged off
+    Logoff,
+}
+
+impl From<Event> for PowerEvent {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::On => Self::On,
+            Event::Off => Self::Off,
+            Event::Logoff => Self::Logoff,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -169,12 +258,88 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Verb::Update(update) => self::update(update, session).await,
+        Verb::ToTemplate { clone, template, publish, force } => {
+            let path = format!("clones/{}/to-template", session.segment(&clone));
+            let made = client.post(&path, &[], &ToTemplate { template, publish, force }).await?;
+            super::template::show(&made, session);
+            Ok(())
+        }
+        Verb::Power { event, clones } => {
+            for clone in clones {
+                let path = format!("clones/{}/power", session.segment(&clone));
+                let body = serde_json::json!({ "event": PowerEvent::from(event) });
+                let outcome: PowerOutcome = client.post(&path, &[], &body).await?;
+                match session.form {
+                    Form::Json => output::json(&outcome),
+                    Form::Table => {
+                        let by = if outcome.by.is_empty() { String::new() } else { format!(" ({})", outcome.by) };
+                        output::line(&format!("{}: {}, {}{by}", outcome.clone, outcome.action, outcome.reason));
+                    }
+                }
+            }
+            Ok(())
+        }
+        Verb::Hold { clone, reason } => {
+            let path = format!("clones/{}/hold", session.segment(&clone));
+            let done: Touched = client.post(&path, &[], &serde_json::json!({ "reason": reason })).await?;
+            touched("held", &done, session);
+            Ok(())
+        }
+        Verb::Release { clone } => {
+            let path = format!("clones/{}/release", session.segment(&clone));
+            let done: Touched = client.post(&path, &[], &serde_json::json!({})).await?;
+            touched("released", &done, session);
+            Ok(())
+        }
+        Verb::Lifetime { clone, lifetime } => {
+            let path = format!("clones/{}/lifetime", session.segment(&clone));
+            let body = serde_json::json!({ "lifetime": LifetimeView::from(lifetime) });
+            let done: Touched = client.post(&path, &[], &body).await?;
+            touched("changed", &done, session);
+            Ok(())
+        }
         Verb::Restore { clone, name, dry_run } => {
             let path = format!("clones/{}/restore", session.segment(&clone));
             let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({ "name": name })).await?;
             touched("restored", &done, session);
             Ok(())
         }
+    }
+}
+
+async fn update(update: Update, session: &Session) -> Result<(), Failure> {
+    let (template, version) = super::template_and_version(&update.template)?;
+    let request = UpdateClones {
+        template,
+        version,
+        clones: update.clones,
+        pool: None,
+        canary: update.canary,
+        max_unavailable: update.max_unavailable,
+        at_next_power_on: update.at_next_power_on,
+    };
+    let done: UpdatedClones = session.client()?.post("updates", &update.dry_run.query(), &request).await?;
+    if session.form == Form::Json {
+        output::json(&done);
+    } else {
+        let would = if done.dry_run { "would move" } else { "moved" };
+        output::line(&format!("{} clones {would} to version {}", done.updated.len(), done.version));
+        if !done.later.is_empty() {
+            output::line(&format!("{} move at their next power-on: {}", done.later.len(), done.later.join(", ")));
+        }
+        if done.sessions > 0 {
+            output::line(&format!("{} machines have them open", done.sessions));
+        }
+        if done.delta_bytes > 0 {
+            output::line(&format!("{} of deltas go, and can be had back for a while", output::size(done.delta_bytes)));
+        }
+    }
+    match done.failed {
+        None => Ok(()),
+        Some(why) => Err(clonegate_core::Error::conflict("update-stopped", format!("stopped at {why}"))
+            .hint("mend that and run it again: it goes on where it stopped")
+            .into()),
     }
 }
 

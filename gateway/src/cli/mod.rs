@@ -4,10 +4,12 @@ mod base;
 mod bench;
 mod boot_test;
 mod cache;
+mod capacity;
 mod client;
 mod clone;
 mod config;
 mod datastore;
+mod disk;
 mod doctor;
 mod failure;
 mod fsck;
@@ -81,6 +83,11 @@ enum Noun {
     /// Linked clones
     #[command(subcommand)]
     Clone(clone::Verb),
+    /// Data disks: they outlive resets and updates of their clone
+    #[command(subcommand)]
+    Disk(disk::Verb),
+    /// How much space clones need, and what linked cloning saves
+    Capacity(capacity::Capacity),
     /// The host memory cache in front of base reads
     #[command(subcommand)]
     Cache(cache::Verb),
@@ -149,6 +156,8 @@ impl Cli {
             Noun::Template(verb) => template::run(verb, &session).await,
             Noun::Base(verb) => base::run(verb, &session).await,
             Noun::Clone(verb) => clone::run(verb, &session).await,
+            Noun::Disk(verb) => disk::run(verb, &session).await,
+            Noun::Capacity(capacity) => capacity::run(capacity, &session).await,
             Noun::Cache(verb) => cache::run(verb, &session).await,
             Noun::Plugin(verb) => plugin::run(verb, &session).await,
             Noun::Bench(verb) => bench::run(verb, &session).await,

@@ -5,11 +5,13 @@ mod bases;
 mod cache;
 mod clones;
 mod console;
+mod data_disks;
 mod datastores;
 mod disks;
 mod extents;
 mod files;
 mod fsck;
+mod machines;
 mod idempotency;
 mod system;
 mod templates;
@@ -87,6 +89,8 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(clones::routes())
         .merge(cache::routes())
         .merge(fsck::routes())
+        .merge(machines::routes())
+        .merge(data_disks::routes())
 }
 
 /// The document alone, of the whole interface.

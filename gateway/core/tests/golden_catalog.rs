@@ -1,0 +1,127 @@
+//! The stored bytes of slots and of the catalog are frozen: what one version wrote, every later one reads.
+//!
+//! `CLONEGATE_UPDATE_GOLDEN=1` writes the files anew; that is right only for a new kind or version of a record.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clonegate_core::advice::{Label, Lifetime};
+use clonegate_core::format::base::BaseData;
+use clonegate_core::format::catalog::{
+    CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, ResetRules, TemplateEntry, TemplateVersion, VersionState,
+};
+use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
+use clonegate_core::format::envelope;
+use clonegate_core::ids::{BaseId, CloneId, IndexId, Nonce};
+
+/// Compares with the golden file, which holds sixteen bytes a line in hexadecimal digits, and returns its bytes.
+fn check(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"));
+    let mut text = String::new();
+    for line in bytes.chunks(16) {
+        for byte in line {
+            write!(text, "{byte:02x}").unwrap();
+        }
+        text.push('\n');
+    }
+    if std::env::var_os("CLONEGATE_UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text, golden, "{name} is no longer written as it was");
+    let digits: Vec<u8> = golden.bytes().filter(u8::is_ascii_hexdigit).collect();
+    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+fn volume(kind: VolumeKind, base: Option<BaseId>) -> CloneRecord {
+    CloneRecord {
+        id: CloneId::from_bytes([4; 16]),
+        nonce: Nonce([5; 16]),
+        name: "desk-007".parse().unwrap(),
+        kind,
+        size: 1 << 30,
+        base,
+        slot: 7,
+        durability: Durability::Local,
+        created_ms: 1_767_225_600_000,
+    }
+}
+
+#[test]
+fn a_slot() {
+    let record = volume(VolumeKind::LinkedClone, Some(BaseId::from_bytes([1; 16])));
+    let golden = check("clone-1", &envelope::encode(&record).unwrap());
+    assert_eq!(envelope::decode::<CloneRecord>(&golden).unwrap(), record);
+}
+
+#[test]
+fn catalog_entries() {
+    let labels = vec![Label { key: "tier".into(), value: "nvme".into() }];
+    let datastore = DatastoreEntry {
+        url: "s3://vdi/fast".into(),
+        endpoint: Some("http://127.0.0.1:9000".into()),
+        region: None,
+        path_style: true,
+        exclusive: false,
+        capacity: Some(2 << 40),
+        thin: true,
+        maintenance: false,
+        reserve: 1 << 30,
+        overcommit_percent: 400,
+        labels: labels.clone(),
+        created_ms: 1,
+    };
+    let template = TemplateEntry {
+        description: "golden".into(),
+        versions: vec![TemplateVersion {
+            number: 1,
+            state: VersionState::Sealed,
+            size: 1 << 30,
+            data: BaseData::Packed { index: IndexId::from_bytes([3; 16]) },
+            slots: 128,
+            datastore: "fast".parse().unwrap(),
+            parent: None,
+            origin: "win11.qcow2".into(),
+            stored_bytes: 2,
+            used_bytes: 3,
+            created_ms: 4,
+            findings: Vec::new(),
+        }],
+        published: Some(1),
+        history: Vec::new(),
+        next_version: 2,
+        created_ms: 4,
+    };
+    let clone = CloneEntry {
+        record: volume(VolumeKind::LinkedClone, Some(BaseId::from_bytes([1; 16]))),
+        datastore: "fast".parse().unwrap(),
+        template: "win11".parse().unwrap(),
+        version: 1,
+        lifetime: Lifetime::Ephemeral,
+        pool: None,
+        labels,
+        hold: Some("evidence".into()),
+        reset: ResetRules { every_ms: Some(86_400_000), at_bytes: None },
+        last_reset_ms: Some(6),
+        pending_version: Some(2),
+        assigned: None,
+        identity: None,
+    };
+    let disk = DiskEntry {
+        record: volume(VolumeKind::DataDisk, None),
+        datastore: "fast".parse().unwrap(),
+        attached_to: Some("desk-007".parse().unwrap()),
+        delete_with_clone: false,
+    };
+    for (name, entry) in [
+        ("catalog-1-deleted", Entry::Deleted),
+        ("catalog-1-datastore", Entry::Datastore(datastore)),
+        ("catalog-1-template", Entry::Template(template)),
+        ("catalog-1-clone", Entry::Clone(clone)),
+        ("catalog-1-disk", Entry::Disk(disk)),
+    ] {
+        let record = CatalogRecord { nonce: Nonce([2; 16]), written_ms: 9, entry };
+        let golden = check(name, &envelope::encode(&record).unwrap());
+        assert_eq!(envelope::decode::<CatalogRecord>(&golden).unwrap(), record, "{name}");
+    }
+}
