@@ -167,6 +167,20 @@ fn every_test_that_the_specification_names_exists() {
 }
 
 #[test]
+fn every_limit_is_kept_somewhere() {
+    let limits = tree::read("gateway/core/src/limits.rs");
+    let names: Vec<&str> =
+        limits.lines().filter_map(|line| line.strip_prefix("pub const ")?.split(':').next()).collect();
+    assert!(names.len() > 10, "the limits were not found");
+    let users: String = tree::rust()
+        .iter()
+        .filter(|source| !source.is_test() && !source.path.ends_with("core/src/limits.rs"))
+        .map(tree::Source::code)
+        .collect();
+    none(&names.into_iter().filter(|name| !users.contains(name)).map(str::to_owned).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_glossary_has_every_term() {
     let text = tree::read("docs/glossary.md").to_lowercase();
     const TERMS: &[&str] = &[

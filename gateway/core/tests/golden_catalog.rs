@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clonegate_core::advice::{Label, Lifetime};
 use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{
-    CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, ResetRules, TemplateEntry, TemplateVersion, VersionState,
+    CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, ResetRules, TemplateEntry, TemplateVersion,
+    VersionState,
 };
 use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
 use clonegate_core::format::envelope;

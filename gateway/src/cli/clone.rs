@@ -5,7 +5,10 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
-use crate::lifecycle::views::{CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, SnapshotView, ToTemplate, Touched, UpdateClones, UpdatedClones};
+use crate::lifecycle::views::{
+    CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, SnapshotView,
+    ToTemplate, Touched, UpdateClones, UpdatedClones,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -50,7 +53,9 @@ pub(super) enum Verb {
         name: String,
     },
     /// Move clones to another version of their template: metadata only, and the old deltas can be had back for a while
-    #[command(after_help = "Examples:\n  clonegate clone update --template win11 --dry-run\n  clonegate clone update --template win11:2 --canary 3 --max-unavailable 20\n  clonegate clone update --template win11:1 desk-001")]
+    #[command(
+        after_help = "Examples:\n  clonegate clone update --template win11 --dry-run\n  clonegate clone update --template win11:2 --canary 3 --max-unavailable 20\n  clonegate clone update --template win11:1 desk-001"
+    )]
     Update(Update),
     /// Make a template version of what a clone has become; only what changed is stored
     #[command(after_help = "Example:\n  clonegate clone to-template patched win11 --publish")]

@@ -31,10 +31,7 @@ async fn list(State(gateway): State<Arc<Gateway>>, Query(params): Query<ListPara
 
 /// Makes an empty data disk.
 #[utoipa::path(post, path = "/v1/disks", tag = "disks", request_body = CreateDisk, responses((status = 201, body = DiskView), (status = 409, body = Problem)))]
-async fn create(
-    State(gateway): State<Arc<Gateway>>,
-    JsonBody(request): JsonBody<CreateDisk>,
-) -> Created<DiskView> {
+async fn create(State(gateway): State<Arc<Gateway>>, JsonBody(request): JsonBody<CreateDisk>) -> Created<DiskView> {
     Ok((StatusCode::CREATED, Json(gateway.create_disk(request).await?)))
 }
 

@@ -14,8 +14,8 @@ use super::answer::{Answer, Created, DryRun, JsonBody, Query};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
 use crate::lifecycle::views::{
-    CapacityQuery, CapacityView, LifetimeView, PowerEvent, PowerOutcome, TemplateView, ToTemplate, Touched, UpdateClones,
-    UpdatedClones,
+    CapacityQuery, CapacityView, LifetimeView, PowerEvent, PowerOutcome, TemplateView, ToTemplate, Touched,
+    UpdateClones, UpdatedClones,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {

@@ -11,8 +11,8 @@ mod disks;
 mod extents;
 mod files;
 mod fsck;
-mod machines;
 mod idempotency;
+mod machines;
 mod system;
 mod templates;
 
