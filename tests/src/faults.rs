@@ -18,6 +18,8 @@ use object_store::{
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::late::Late;
+
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -31,6 +33,8 @@ pub enum Fault {
     Delay(Duration),
     /// Nothing is done, and the answer never comes.
     Hang,
+    /// The answer is 503 now; it is done whenever the test says so, see [`Faults::take_late`]. Nothing is done of a read.
+    Late,
 }
 
 /// How often each fault happens, per thousand requests.
@@ -46,11 +50,13 @@ pub struct Rates {
     pub delay: u32,
     /// [`Fault::Hang`].
     pub hang: u32,
+    /// [`Fault::Late`].
+    pub late: u32,
 }
 
 impl Rates {
     /// A bad day: a tenth of all requests go wrong.
-    pub const BAD_DAY: Self = Self { before: 30, after: 30, truncated: 10, delay: 25, hang: 5 };
+    pub const BAD_DAY: Self = Self { before: 30, after: 30, truncated: 10, delay: 25, hang: 5, late: 20 };
 }
 
 /// The plan of what goes wrong, shared between a [`FaultStore`] and the test.
@@ -65,11 +71,12 @@ struct Plan {
     at: Vec<(u64, Fault)>,
     dies_at: Option<(u64, bool)>,
     down: bool,
+    late: Vec<Late>,
 }
 
 impl Faults {
     fn with(random: Option<(StdRng, Rates)>) -> Arc<Self> {
-        let plan = Plan { calls: 0, injected: 0, random, at: Vec::new(), dies_at: None, down: false };
+        let plan = Plan { calls: 0, injected: 0, random, at: Vec::new(), dies_at: None, down: false, late: Vec::new() };
         Arc::new(Self(std::sync::Mutex::new(plan)))
     }
 
@@ -120,6 +127,17 @@ impl Faults {
         plan.at.clear();
     }
 
+    /// The requests of [`Fault::Late`] since the last call, in the order in which they were sent.
+    pub fn take_late(&self) -> Vec<Late> {
+        std::mem::take(&mut self.plan().late)
+    }
+
+    fn send_later(&self, fault: Option<Fault>, request: impl FnOnce() -> Late) {
+        if fault == Some(Fault::Late) {
+            self.plan().late.push(request());
+        }
+    }
+
     /// Requests so far.
     pub fn calls(&self) -> u64 {
         self.plan().calls
@@ -166,6 +184,7 @@ impl Plan {
             (rates.truncated, Fault::Truncated),
             (rates.delay, delay),
             (rates.hang, Fault::Hang),
+            (rates.late, Fault::Late),
         ];
         for (rate, fault) in table {
             if drawn < rate {
@@ -178,7 +197,7 @@ impl Plan {
 }
 
 /// The error that a service's 503 becomes.
-fn busy() -> Error {
+pub(crate) fn busy() -> Error {
     let text = "Server returned non-2xx status code: 503 Service Unavailable: injected";
     Error::Generic { store: "fault", source: text.into() }
 }
@@ -203,7 +222,7 @@ impl FaultStore {
     async fn meet_as<T>(&self, fault: Option<Fault>, request: impl Future<Output = Result<T>>) -> Result<T> {
         match fault {
             None | Some(Fault::Truncated) => request.await,
-            Some(Fault::Before) => Err(busy()),
+            Some(Fault::Before | Fault::Late) => Err(busy()),
             Some(Fault::After) => {
                 drop(request.await);
                 Err(busy())
@@ -226,7 +245,9 @@ impl fmt::Display for FaultStore {
 #[async_trait]
 impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.meet(self.inner.put_opts(location, payload, options)).await
+        let fault = self.faults.draw();
+        self.faults.send_later(fault, || Late::Put(location.clone(), payload.clone(), options.clone()));
+        self.meet_as(fault, self.inner.put_opts(location, payload, options)).await
     }
 
     async fn put_multipart_opts(
@@ -263,7 +284,9 @@ impl ObjectStore for FaultStore {
                 let store = Self { inner: Arc::clone(&inner), faults: Arc::clone(&faults) };
                 async move {
                     let location = location?;
-                    store.meet(store.inner.delete(&location)).await?;
+                    let fault = store.faults.draw();
+                    store.faults.send_later(fault, || Late::Delete(location.clone()));
+                    store.meet_as(fault, store.inner.delete(&location)).await?;
                     Ok(location)
                 }
             })
@@ -272,7 +295,7 @@ impl ObjectStore for FaultStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         match self.faults.draw() {
-            Some(Fault::Before | Fault::After | Fault::Hang) => futures::stream::iter([Err(busy())]).boxed(),
+            Some(Fault::Before | Fault::After | Fault::Hang | Fault::Late) => futures::stream::iter([Err(busy())]).boxed(),
             // A list that breaks off says so; one that ends early without a word would be a broken store.
             Some(Fault::Truncated) => {
                 self.inner.list(prefix).take(1).chain(futures::stream::iter([Err(busy())])).boxed()

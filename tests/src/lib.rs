@@ -3,16 +3,21 @@
 pub mod ceph;
 pub mod curl;
 pub mod faults;
+pub mod gates;
 pub mod gateway;
 pub mod harness;
 pub mod images;
+pub mod late;
 pub mod machine;
 pub mod memory;
 pub mod memory_disk;
 pub mod nbd;
+pub mod nbd_client;
 pub mod programs;
 pub mod raw_http;
+pub mod serve;
 pub mod sim;
+pub mod stamped;
 pub mod tree;
 
 pub use gateway::Gateway;

@@ -47,6 +47,18 @@ impl RawHttp {
         Self { stream, buffered: Vec::new() }
     }
 
+    /// Connects to a server that may not be there.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn try_connect(address: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffered: Vec::new() })
+    }
+
     /// The socket.
     pub fn stream(&mut self) -> &mut TcpStream {
         &mut self.stream

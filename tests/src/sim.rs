@@ -160,7 +160,22 @@ impl World {
     /// What opening the journal gives.
     pub fn gateway(&self, n: u8, faults: &Arc<Faults>, journal: Option<&std::path::Path>) -> Result<SimGateway> {
         let objects: Arc<dyn ObjectStore> = Arc::<InMemory>::clone(&self.objects);
-        let store = Store::new(Arc::new(FaultStore::new(objects, Arc::clone(faults))), "faulty", &self.clock);
+        let faulty = Arc::new(FaultStore::new(objects, Arc::clone(faults)));
+        self.gateway_on(n, faulty, faults, journal)
+    }
+
+    /// A gateway on an object store that leads to that of the world.
+    ///
+    /// # Errors
+    /// What opening the journal gives.
+    pub fn gateway_on(
+        &self,
+        n: u8,
+        objects: Arc<dyn ObjectStore>,
+        faults: &Arc<Faults>,
+        journal: Option<&std::path::Path>,
+    ) -> Result<SimGateway> {
+        let store = Store::new(objects, "faulty", &self.clock);
         let mut settings = self.settings.clone();
         settings.journal = journal.map(std::path::Path::to_owned);
         settings.journal_file_bytes = 256 * 1024;

@@ -1,11 +1,13 @@
 //! The delta engine under faults: what was acknowledged is there, what is read is right, nothing is left behind.
 //!
-//! `CLONEGATE_LONG=N` multiplies seeds by N.
+//! `CLONEGATE_LONG=N` multiplies seeds and schedules by N, scripts and damage cases by a fifth of it. `tests/rig/long.sh` runs all of it.
 
 mod crash_points;
 mod damage;
+mod fence;
 mod script;
 mod simulation;
+mod state_machine;
 
 /// How many times more than usual is asked for.
 fn long() -> u64 {

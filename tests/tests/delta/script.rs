@@ -43,11 +43,16 @@ pub struct Model {
     pub snapshots: Vec<(u8, Vec<u8>)>,
     /// What an undo goes back to.
     pub undo: Option<Vec<u8>>,
+    /// The bytes that are in the store whatever becomes of a journal, and the acknowledged changes since.
+    stored: (Vec<u8>, Vec<Change>),
+    /// Changes that were acknowledged as durable.
+    pub acknowledged: u64,
 }
 
 impl Model {
     pub fn new(born: Vec<u8>) -> Self {
-        Self { certain: born, open: Vec::new(), snapshots: Vec::new(), undo: None }
+        let stored = (born.clone(), Vec::new());
+        Self { certain: born, open: Vec::new(), snapshots: Vec::new(), undo: None, stored, acknowledged: 0 }
     }
 
     /// The bytes as a reader sees them now.
@@ -61,7 +66,32 @@ impl Model {
     pub fn flushed(&mut self, count: usize) {
         for change in self.open.drain(..count) {
             change.apply(&mut self.certain);
+            self.stored.1.push(change);
+            self.acknowledged += 1;
         }
+    }
+
+    /// Everything is in the store now.
+    pub fn uploaded(&mut self) {
+        self.flushed(self.open.len());
+        self.stored = (self.certain.clone(), Vec::new());
+    }
+
+    /// After a takeover without the journal of the last owner: takes the prefix of all changes that survived. Says how many
+    /// acknowledged ones are lost, or that it is no prefix.
+    pub fn settle_without_journal(&mut self, found: &[u8]) -> Option<usize> {
+        let (mut bytes, acknowledged) = std::mem::take(&mut self.stored);
+        let mut survived = (bytes == found).then_some(0);
+        for (n, change) in acknowledged.iter().chain(&self.open).enumerate() {
+            change.apply(&mut bytes);
+            if bytes == found {
+                survived = Some(n + 1);
+            }
+        }
+        self.certain = found.to_vec();
+        self.open.clear();
+        self.stored = (found.to_vec(), Vec::new());
+        survived.map(|n| acknowledged.len().saturating_sub(n))
     }
 
     /// After a crash: takes the prefix that survived. Says how many changes did, or that it is none.
@@ -75,6 +105,8 @@ impl Model {
             }
         }
         if survived.is_some() {
+            // Those of them that survived are in the store or in the journal, like the acknowledged ones.
+            self.stored.1.extend(self.open.drain(..survived.unwrap_or(0)));
             self.certain = found.to_vec();
             self.open.clear();
         }
@@ -171,7 +203,7 @@ pub async fn act(world: &World, volume: &Volume, model: &mut Model, step: &Step)
             let bytes = model.now();
             model.snapshots.retain(|(m, _)| m != n);
             volume.snapshot(name(*n)).await?;
-            model.flushed(model.open.len());
+            model.uploaded();
             model.snapshots.push((*n, bytes));
             Ok(())
         }
@@ -204,7 +236,7 @@ async fn replace(
     model.open.push(Change::Whole(bytes));
     match done.await {
         Ok(()) => {
-            model.flushed(model.open.len());
+            model.uploaded();
             model.undo = undoable.then_some(before);
             Ok(())
         }

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The reliability tests for longer than CI does, one after the other, and their figures.
+#
+#   tests/rig/long.sh [N]      N times the seeds, schedules and kills of a usual run (25 unless said otherwise, which makes
+#                              1,625 seeds and 200 kills; about an hour on two cores)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export CLONEGATE_LONG=${1:-25} RUST_BACKTRACE=0
+log=target/long-$CLONEGATE_LONG.log
+: >"$log"
+for test in delta process; do
+    cargo test --locked -p clonegate-tests --test "$test" -- --nocapture --test-threads 2 2>&1 | tee -a "$log"
+done
+echo "--- figures, CLONEGATE_LONG=$CLONEGATE_LONG"
+grep -E '^(crash points|damaged|simulation|fencing|state machine|kill -9|one order)' "$log"
