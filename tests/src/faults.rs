@@ -295,7 +295,9 @@ impl ObjectStore for FaultStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         match self.faults.draw() {
-            Some(Fault::Before | Fault::After | Fault::Hang | Fault::Late) => futures::stream::iter([Err(busy())]).boxed(),
+            Some(Fault::Before | Fault::After | Fault::Hang | Fault::Late) => {
+                futures::stream::iter([Err(busy())]).boxed()
+            }
             // A list that breaks off says so; one that ends early without a word would be a broken store.
             Some(Fault::Truncated) => {
                 self.inner.list(prefix).take(1).chain(futures::stream::iter([Err(busy())])).boxed()

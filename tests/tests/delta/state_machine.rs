@@ -41,8 +41,28 @@ enum Action {
 
 use Action::*;
 const ACTIONS: &[Action] = &[
-    Write, Write, Write, Write, WriteThrough, WriteAtOnce, WriteIfUnchanged, Zeroes, Trim, Flush, Read, Read, Extents,
-    Snapshot, DropSnapshot, Restore, Reset, Undo, Tend, Wait, Reopen, Refused,
+    Write,
+    Write,
+    Write,
+    Write,
+    WriteThrough,
+    WriteAtOnce,
+    WriteIfUnchanged,
+    Zeroes,
+    Trim,
+    Flush,
+    Read,
+    Read,
+    Extents,
+    Snapshot,
+    DropSnapshot,
+    Restore,
+    Reset,
+    Undo,
+    Tend,
+    Wait,
+    Reopen,
+    Refused,
 ];
 
 struct Machine {

@@ -121,7 +121,12 @@ fn what_was_flushed_is_there_after_every_kill_9_under_load() {
     let mut gateway = Serve::start(&dir.path().join("gateway"), &config, &[]);
     gateway.cli_ok(&["template", "import", "image", image.to_str().expect("UTF-8"), "--format", "raw"]);
     let mut clients = Vec::new();
-    let clones = [("n-local", true, "local"), ("n-object", true, "object"), ("h-local", false, "local"), ("h-object", false, "object")];
+    let clones = [
+        ("n-local", true, "local"),
+        ("n-object", true, "object"),
+        ("h-local", false, "local"),
+        ("h-object", false, "object"),
+    ];
     for (id, (clone, nbd, durability)) in (1..).zip(clones) {
         gateway.cli_ok(&["clone", "create", clone, "--template", "image", "--durability", durability]);
         clients.push(Known::new(clone, nbd, id));
