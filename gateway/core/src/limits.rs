@@ -70,3 +70,11 @@ pub const FILE_READERS_MAX: usize = 32;
 pub const FILE_NAMES_MAX: usize = 10_000;
 /// Longest path of a file in a volume, bytes; a longer one is refused (`bad-path`).
 pub const FILE_PATH_BYTES_MAX: usize = 4096;
+/// Jobs of one home; the oldest that are over go first, and one more is refused when all of these are under way.
+pub const JOBS_KEPT_MAX: usize = 1000;
+/// How long a job that is over is kept, milliseconds (14 days).
+pub const JOB_KEPT_MS: u64 = 14 * 24 * 3_600_000;
+/// Longest text of a job (what was asked for, cursor, result), bytes; a longer one is refused.
+pub const JOB_TEXT_BYTES_MAX: usize = 1024 * 1024;
+/// Jobs that one gateway does at once; more wait.
+pub const JOBS_AT_ONCE: usize = 4;

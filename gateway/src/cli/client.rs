@@ -147,10 +147,20 @@ impl Client {
 
     /// All pages of a list.
     pub(super) async fn list<T: DeserializeOwned>(&self, path: &str) -> std::result::Result<Vec<T>, Failure> {
+        self.list_of(path, &[]).await
+    }
+
+    /// All pages of a list, of what a query picks.
+    pub(super) async fn list_of<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        picked: &[(&str, String)],
+    ) -> std::result::Result<Vec<T>, Failure> {
         let mut all = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
-            let mut query = vec![("limit", PAGE.to_string())];
+            let mut query = picked.to_vec();
+            query.push(("limit", PAGE.to_string()));
             query.extend(cursor.map(|cursor| ("cursor", cursor)));
             let page: Page<T> = self.call(reqwest::Method::GET, path, &query, Body::None).await?;
             all.extend(page.items);

@@ -57,17 +57,24 @@ impl Failure {
                 text: format!("the server answered {status}: is it a clonegate gateway?"),
             };
         };
-        let exit = KINDS
-            .iter()
-            .find(|kind| kind.to_string() == problem.title)
-            .map_or_else(|| exit_of_status(status), |kind| kind.exit_code());
-        let mut text = problem.object.map(|object| format!("{object}: ")).unwrap_or_default();
-        text.push_str(&problem.detail);
-        if let Some(hint) = problem.hint {
+        let (object, hint) = (problem.object.as_deref(), problem.hint.as_deref());
+        let told = Self::told(&problem.title, problem.code, &problem.detail, object, hint);
+        if kind_of(&problem.title).is_some() { told } else { Self { exit: exit_of_status(status), ..told } }
+    }
+
+    /// The failure that these words tell; `kind` is one of [`ErrorKind`] in words.
+    pub(super) fn told(kind: &str, code: String, detail: &str, object: Option<&str>, hint: Option<&str>) -> Self {
+        let mut text = object.map(|object| format!("{object}: ")).unwrap_or_default();
+        text.push_str(detail);
+        if let Some(hint) = hint {
             text.push_str(&format!(" ({hint})"));
         }
-        Self { exit, code: problem.code, text }
+        Self { exit: kind_of(kind).map_or(1, ErrorKind::exit_code), code, text }
     }
+}
+
+fn kind_of(words: &str) -> Option<ErrorKind> {
+    KINDS.into_iter().find(|kind| kind.to_string() == words)
 }
 
 fn exit_of_status(status: u16) -> u8 {

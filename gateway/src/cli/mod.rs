@@ -14,6 +14,7 @@ mod doctor;
 mod failure;
 mod fsck;
 mod image;
+mod jobs;
 mod output;
 mod plugin;
 mod process;
@@ -91,6 +92,9 @@ enum Noun {
     /// The host memory cache in front of base reads
     #[command(subcommand)]
     Cache(cache::Verb),
+    /// Long work: what is under way and what came of it
+    #[command(subcommand)]
+    Jobs(jobs::Verb),
     /// Policies in WebAssembly: write, try, install
     #[command(subcommand)]
     Plugin(plugin::Verb),
@@ -159,6 +163,7 @@ impl Cli {
             Noun::Disk(verb) => disk::run(verb, &session).await,
             Noun::Capacity(capacity) => capacity::run(capacity, &session).await,
             Noun::Cache(verb) => cache::run(verb, &session).await,
+            Noun::Jobs(verb) => jobs::run(verb, &session).await,
             Noun::Plugin(verb) => plugin::run(verb, &session).await,
             Noun::Bench(verb) => bench::run(verb, &session).await,
             Noun::BootTest(test) => boot_test::run(test, &session).await,

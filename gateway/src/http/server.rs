@@ -262,8 +262,9 @@ async fn connection(stream: TcpStream, ward: Arc<Ward>, shared: Arc<Shared>) {
     // Without this an answer in two segments waits for the delayed acknowledgement of the first: 40 ms.
     let _ = stream.set_nodelay(true);
     let watch = &admitted.watch;
+    let peer = stream.peer_addr().ok().map(|peer| peer.ip());
     let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(watch)));
-    let requests = Requests { shared, watch: Arc::clone(watch) };
+    let requests = Requests { shared, watch: Arc::clone(watch), peer };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_header_size(HTTP_HEADER_BYTES_MAX).half_close(true);
     let mut connection = pin!(builder.serve_connection(io, requests));

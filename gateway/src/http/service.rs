@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
 pub(super) struct Requests {
     pub(super) shared: Arc<Shared>,
     pub(super) watch: Arc<Watch>,
+    pub(super) peer: Option<IpAddr>,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -62,7 +64,7 @@ impl Service<Request<Incoming>> for Requests {
         };
         match answer {
             Ok(response) => Answer::Now(Some(response.map(|body| body.watched(Arc::clone(&self.watch))))),
-            Err(request) => Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), request))),
+            Err(request) => Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), self.peer, request))),
         }
     }
 }
@@ -76,7 +78,19 @@ fn host_is_right(request: &Request<Incoming>) -> bool {
     hosts.next().is_some() && hosts.next().is_none()
 }
 
-async fn later(shared: Arc<Shared>, watch: Arc<Watch>, request: Request<Incoming>) -> Response<Body> {
+/// Where a request came from, for handlers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+async fn later(
+    shared: Arc<Shared>,
+    watch: Arc<Watch>,
+    peer: Option<IpAddr>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(Peer(peer));
+    }
     let response = if DiskRoute::parse(request.uri().path()).is_some() {
         disk::serve(&shared, &watch, request).await
     } else {

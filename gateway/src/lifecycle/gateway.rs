@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::advisor::Advisor;
+use super::context;
 use super::datastores::{self, DatastoreSettings, Datastores};
+use super::jobs::{self, Jobs};
 use super::open::OpenDevices;
 use super::volumes::{Bases, Sources};
 use crate::catalog::{Catalog, Named};
@@ -70,6 +72,7 @@ pub struct Gateway {
     pub(super) bases: Mutex<HashMap<Name, Arc<Bases>>>,
     pub(super) open: OpenDevices,
     pub(super) engine: Arc<Engine>,
+    pub(super) jobs: Jobs,
     /// Clones to be reset as soon as nobody has them open.
     pub(super) reset_waits: Mutex<HashSet<CloneId>>,
 }
@@ -95,6 +98,7 @@ impl Gateway {
         let gateway = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             catalog: Catalog::new(home.clone(), clock.clone()),
+            jobs: Jobs::new(home.clone(), &clock),
             home,
             datastores: Datastores::default(),
             icache: ICache::new(settings.icache_bytes),
@@ -113,6 +117,7 @@ impl Gateway {
         }
         gateway.open_datastores().await?;
         gateway.keep_house();
+        gateway.resume_jobs().await;
         Ok(gateway)
     }
 
@@ -179,6 +184,7 @@ impl Gateway {
         self.every(self.settings.idle_close, |gateway| async move { gateway.open.sweep(&gateway.clock).await });
         self.every(LOOK_FOR_DEAD, |gateway| async move { gateway.open.drop_all_dead() });
         self.every(RESET_RULES, Self::apply_reset_rules);
+        self.every(jobs::LOOK, Self::tend_jobs);
         self.every(TRY_AGAIN, |gateway| async move {
             for datastore in gateway.datastores.all() {
                 if datastore.trouble().is_some()
@@ -213,6 +219,7 @@ impl Gateway {
 
     /// Closes everything that is open, so that what was acknowledged is where its durability mode says.
     pub async fn stop(&self) {
+        self.jobs.stop(&self.clock).await;
         self.open.close_all(&self.clock).await;
     }
 
@@ -264,7 +271,7 @@ impl Gateway {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         self.handle
-            .spawn(verb(self.me()?))
+            .spawn(context::carry(verb(self.me()?)))
             .await
             .unwrap_or_else(|e| Err(Error::internal("verb-died", format!("the request was cut short: {e}"))))
     }

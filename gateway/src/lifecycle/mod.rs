@@ -3,12 +3,14 @@
 pub mod advisor;
 mod capacity;
 mod clones;
+pub mod context;
 mod copying;
 mod datastores;
 mod disks;
 mod edges;
 mod fsck;
 mod gateway;
+mod jobs;
 mod names;
 mod open;
 mod placement;

@@ -8,7 +8,7 @@ use clonegate_core::advice::Lifetime;
 use super::gateway::Gateway;
 use super::views::{
     AddDatastore, BaseView, CacheView, CapacityQuery, CapacityView, CloneView, CreateClones, CreateDisk, CreatedClones,
-    DatastoreView, DiskView, FsckReport, ImportTemplate, ListQuery, Page, PowerEvent, PowerOutcome, ReferenceTemplate,
+    DatastoreView, DiskView, FsckReport, ImportTemplate, JobView, ListJobs, ListQuery, Page, PowerEvent, PowerOutcome, ReferenceTemplate,
     SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
 use crate::import::{Input, Progress};
@@ -192,6 +192,21 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Invalid`.
     capacity => do_capacity(query: CapacityQuery) -> CapacityView;
+    /// Jobs, the newest first.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_jobs => do_list_jobs(query: ListJobs) -> Page<JobView>;
+    /// One job.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_job => do_show_job(id: String) -> JobView;
+    /// Wants a job to end.
+    ///
+    /// # Errors
+    /// `NotFound`; those of the home.
+    cancel_job => do_cancel_job(id: String, dry_run: bool) -> Touched;
     /// Keeps the present state of a clone under a name.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, IndexId, Name, PackId, Sequence};
+use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, IndexId, JobId, Name, PackId, Sequence};
 use clonegate_core::{Error, Result};
 use object_store::path::Path;
 
@@ -245,6 +245,21 @@ pub fn catalog(noun: &str, name: &Name, n: u64) -> Key {
 /// `catalog/<noun>/`.
 pub fn catalog_prefix(noun: &str) -> Prefix {
     prefix(format!("catalog/{noun}"))
+}
+
+/// `jobs/<job>/<n>`: state number `n` of a job.
+pub fn job(job: JobId, n: u64) -> Key {
+    key(format!("jobs/{job}/{n:08}"))
+}
+
+/// `jobs/<job>/`: all states of a job.
+pub fn job_dir(job: JobId) -> Prefix {
+    prefix(format!("jobs/{job}"))
+}
+
+/// `jobs/`.
+pub fn jobs() -> Prefix {
+    prefix("jobs".to_owned())
 }
 
 /// `exclusive`: who owns a datastore that is marked exclusive.

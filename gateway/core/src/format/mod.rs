@@ -12,6 +12,7 @@ pub mod envelope;
 pub mod exclusive;
 pub mod frame;
 pub mod index;
+pub mod job;
 pub mod journal;
 pub mod log;
 pub mod segment;

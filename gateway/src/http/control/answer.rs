@@ -33,12 +33,17 @@ pub(crate) struct ListParams {
 impl ListParams {
     /// As the control layer wants it.
     pub(crate) fn checked(self) -> Result<ListQuery, Refusal> {
-        if self.limit.is_some_and(|limit| limit == 0 || limit > LIST_MAX) {
-            let error = Error::invalid("bad-query", format!("`limit` is not from 1 to {LIST_MAX}"));
-            return Err(Refusal(error.hint("ask for the rest with the `next` of this page as `cursor`")));
-        }
-        Ok(ListQuery { limit: self.limit, cursor: self.cursor })
+        list_query(self.limit, self.cursor)
     }
+}
+
+/// Which part of a list, for queries that ask for more than that.
+pub(crate) fn list_query(limit: Option<usize>, cursor: Option<String>) -> Result<ListQuery, Refusal> {
+    if limit.is_some_and(|limit| limit == 0 || limit > LIST_MAX) {
+        let error = Error::invalid("bad-query", format!("`limit` is not from 1 to {LIST_MAX}"));
+        return Err(Refusal(error.hint("ask for the rest with the `next` of this page as `cursor`")));
+    }
+    Ok(ListQuery { limit, cursor })
 }
 
 /// Most items of one page.

@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use super::answer::Refusal;
 
-const HEADER: &str = "idempotency-key";
+pub(super) const HEADER: &str = "idempotency-key";
 /// Longest key, bytes.
 const KEY_BYTES_MAX: usize = 255;
 /// Answers kept; the oldest goes first.

@@ -13,6 +13,8 @@ mod files;
 mod fsck;
 mod idempotency;
 mod machines;
+mod jobs;
+mod request;
 mod system;
 mod templates;
 
@@ -91,6 +93,7 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(fsck::routes())
         .merge(machines::routes())
         .merge(data_disks::routes())
+        .merge(jobs::routes())
 }
 
 /// The document alone, of the whole interface.
@@ -124,6 +127,7 @@ pub(crate) fn router(
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     router
         .layer(axum::middleware::from_fn_with_state(Arc::new(idempotency::Kept::default()), idempotency::once))
+        .layer(axum::middleware::from_fn(request::enter))
         .layer(axum::Extension(system::Description::of(&document)))
         .layer(DefaultBodyLimit::max(HTTP_CONTROL_BODY_BYTES_MAX))
         .fallback(no_such_route)

@@ -1,5 +1,6 @@
 //! What the control interface takes and gives, as JSON: the same types for REST, the OpenAPI document and the command line.
 
+mod jobs;
 mod operations;
 
 use clonegate_core::advice::{Label, Lifetime};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
+pub use jobs::*;
 pub use operations::*;
 
 /// Labels as people write them.
