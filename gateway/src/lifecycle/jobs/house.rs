@@ -1,12 +1,13 @@
 //! What goes on with jobs by itself: those whose gateway died are gone on with, those that are long over are taken away.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use clonegate_core::Result;
 use clonegate_core::format::job::{JobRecord, JobState};
-use clonegate_core::ids::JobId;
+use clonegate_core::ids::{CloneId, JobId};
 use clonegate_core::limits::{JOB_KEPT_MS, JOBS_KEPT_MAX};
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::book::{Numbered, Put};
@@ -76,6 +77,24 @@ impl Gateway {
             self.begin_job(Numbered { number, record });
         }
         Ok(())
+    }
+
+    /// The volumes that jobs under way are making or moving: their objects have no name yet, and an owner all the same.
+    pub(in crate::lifecycle) async fn job_volumes(&self) -> Result<HashSet<CloneId>> {
+        #[derive(Deserialize)]
+        struct Names {
+            volume: Option<CloneId>,
+        }
+        let mut volumes = HashSet::new();
+        for job in self.jobs.book.list().await? {
+            if job.record.state.is_over() {
+                continue;
+            }
+            for text in [&job.record.spec, &job.record.cursor] {
+                volumes.extend(serde_json::from_str::<Names>(text).ok().and_then(|names| names.volume));
+            }
+        }
+        Ok(volumes)
     }
 
     /// Takes away what is over for longer than jobs are kept, and the oldest of those that are too many.

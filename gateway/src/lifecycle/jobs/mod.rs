@@ -124,7 +124,7 @@ impl Gateway {
     /// `Conflict` with code `job-running` when another job is at work on the subject; `Exhausted` with code `too-many-jobs`; those of the home.
     pub(super) async fn start_job<S: Serialize + Send>(self: &Arc<Self>, order: JobOrder<S>) -> Result<JobView> {
         let spec = text(&order.spec)?;
-        let id = self.job_id(order.kind, &order.subject, &spec);
+        let id = self.job_id(order.kind, &order.subject);
         if let Some(there) = self.jobs.book.newest(id).await? {
             return Ok(JobView::of(&there.record));
         }
@@ -167,10 +167,10 @@ impl Gateway {
     }
 
     /// The same request with the same key gives the same id, on every gateway and after every restart.
-    fn job_id(&self, kind: &str, subject: &str, spec: &str) -> JobId {
+    fn job_id(&self, kind: &str, subject: &str) -> JobId {
         let Some(key) = context::current().and_then(|request| request.key.clone()) else { return self.clock.id() };
         let mut hash = blake3::Hasher::new();
-        for part in ["clonegate job", &key, kind, subject, spec] {
+        for part in ["clonegate job", &key, kind, subject] {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         let mut bytes = [0; 16];
@@ -245,12 +245,26 @@ impl Gateway {
         let work = work.ok_or_else(|| {
             Error::unsupported("foreign-job", format!("this version does no jobs of the kind {:?}", record.kind))
         })?;
-        // A task of its own, so that a bug in it ends the job and not its record.
-        let task = self.handle.spawn(context::within(
-            context::Request::new(record.by.clone(), None),
-            work(Arc::clone(self), Arc::clone(run)),
-        ));
-        task.await.unwrap_or_else(|e| Err(Error::internal("job-died", format!("the work was cut short: {e}"))))
+        let (mut tries, mut done) = (0, run.live.done());
+        loop {
+            // A task of its own, so that a bug in it ends the job and not its record.
+            let task = self.handle.spawn(context::within(
+                context::Request::new(record.by.clone(), None),
+                work(Arc::clone(self), Arc::clone(run)),
+            ));
+            let ended =
+                task.await.unwrap_or_else(|e| Err(Error::internal("job-died", format!("the work was cut short: {e}"))));
+            match ended {
+                // A store that does not answer now answers later, most of the time.
+                Err(error) if error.kind() == ErrorKind::Unavailable && tries < TRIES && !run.live.is_stopping() => {
+                    tries = if run.live.done() > done { 0 } else { tries + 1 };
+                    done = run.live.done();
+                    run.note(format!("tried again: {}", error.message()));
+                    self.clock.sleep(TRY_AGAIN).await;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     async fn end_job(self: &Arc<Self>, run: &Arc<JobRun>, ended: Result<serde_json::Value>) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use clonegate_core::format::job::{JobError, JobRecord, JobState};
 use clonegate_core::ids::{JobId, Nonce};
 use clonegate_core::limits::JOB_TEXT_BYTES_MAX;
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +69,11 @@ impl Live {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// How far it is.
+    pub(super) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
     /// Brings a record up to date with what is known here.
     pub(super) fn show(&self, record: &mut JobRecord) {
         record.done = self.done.load(Ordering::Relaxed);
@@ -88,7 +93,7 @@ pub(crate) struct JobRun {
     run: Nonce,
     state: tokio::sync::Mutex<Numbered>,
     spec: String,
-    cursor: String,
+    cursor: Mutex<String>,
     by: String,
 }
 
@@ -96,7 +101,7 @@ impl JobRun {
     pub(super) fn new(state: Numbered, run: Nonce, live: Arc<Live>, book: Arc<Book>, clock: Clock) -> Arc<Self> {
         let record = &state.record;
         let (spec, cursor, by) = (record.spec.clone(), record.cursor.clone(), record.by.clone());
-        Arc::new(Self { live, book, clock, run, state: tokio::sync::Mutex::new(state), spec, cursor, by })
+        Arc::new(Self { live, book, clock, run, state: tokio::sync::Mutex::new(state), spec, cursor: Mutex::new(cursor), by })
     }
 
     /// The job.
@@ -122,10 +127,11 @@ impl JobRun {
     /// # Errors
     /// `Unsupported` when another version of the program wrote it.
     pub(crate) fn cursor<T: DeserializeOwned>(&self) -> Result<Option<T>> {
-        if self.cursor.is_empty() {
+        let cursor = self.cursor.lock();
+        if cursor.is_empty() {
             return Ok(None);
         }
-        serde_json::from_str(&self.cursor).map(Some).map_err(|e| foreign(self.id(), &e))
+        serde_json::from_str(&cursor).map(Some).map_err(|e| foreign(self.id(), &e))
     }
 
     /// Fails when the work is to end: cancelled, the gateway stops, or another gateway has the job.
@@ -157,6 +163,11 @@ impl JobRun {
         *self.live.note.lock() = note.into();
     }
 
+    /// Whether nobody tries again after this error: time to clean up.
+    pub(crate) fn is_last(&self, error: &Error) -> bool {
+        !self.live.is_lost() && !self.live.is_stopping() && error.kind() != ErrorKind::Unavailable
+    }
+
     /// Writes down where somebody else could go on. When it returns, this gateway still has the job.
     ///
     /// # Errors
@@ -164,7 +175,8 @@ impl JobRun {
     pub(crate) async fn save(&self, cursor: &(impl Serialize + Sync)) -> Result<()> {
         self.check()?;
         let cursor = text(cursor)?;
-        self.write(move |record| record.cursor.clone_from(&cursor)).await?;
+        self.write(|record| record.cursor.clone_from(&cursor)).await?;
+        *self.cursor.lock() = cursor;
         self.check()
     }
 

@@ -1,7 +1,5 @@
 //! What jobs promise, with work that the tests control.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use clonegate_core::ids::Name;
 
 use super::*;
@@ -13,19 +11,17 @@ use crate::lifecycle::{DatastoreSettings, GatewaySettings};
 use crate::store::StoreConfig;
 
 /// Steps that the counting work did, over all gateways of a test.
-static STEPS: Mutex<Vec<(JobId, u64)>> = Mutex::new(Vec::new());
-static BUSY: AtomicU64 = AtomicU64::new(0);
+static STEPS: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
 
 /// Counts to what the specification says, a second for each step, and saves each.
 fn count(gateway: Arc<Gateway>, run: Arc<JobRun>) -> BoxFuture<'static, Result<serde_json::Value>> {
     Box::pin(async move {
         let to: u64 = run.spec()?;
         let from: u64 = run.cursor()?.unwrap_or(0);
-        BUSY.fetch_add(1, Ordering::SeqCst);
         for step in from..to {
             gateway.clock.sleep(Duration::from_secs(1)).await;
             run.progress(step + 1, Some(to));
-            STEPS.lock().push((run.id(), step));
+            STEPS.lock().push((format!("{}/{}", gateway.home.label(), run.id()), step));
             run.save(&(step + 1)).await?;
         }
         Ok(serde_json::json!({ "counted": to }))
@@ -80,8 +76,8 @@ fn over(job: &JobView) -> bool {
     job.state.is_over()
 }
 
-fn steps_of(id: &str) -> Vec<u64> {
-    let id: JobId = id.parse().unwrap();
+fn steps_of(dir: &std::path::Path, id: &str) -> Vec<u64> {
+    let id = format!("file://{}/home/{id}", dir.display());
     STEPS.lock().iter().filter(|(job, _)| *job == id).map(|(_, step)| *step).collect()
 }
 
@@ -95,7 +91,7 @@ async fn a_job_tells_how_far_it_is_and_what_came_of_it() {
     assert_eq!((half.state, half.total, half.host.as_deref()), (JobStateView::Running, Some(5), Some("one")));
     let done = until(&gateway, &job.id, over).await;
     assert_eq!((done.state, done.done, done.result), (JobStateView::Done, 5, Some(serde_json::json!({ "counted": 5 }))));
-    assert_eq!(steps_of(&job.id), [0, 1, 2, 3, 4]);
+    assert_eq!(steps_of(dir.path(), &job.id), [0, 1, 2, 3, 4]);
     let listed = gateway.list_jobs(ListJobs::default()).await.unwrap();
     assert_eq!(listed.items.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), [job.id.as_str()]);
     let none = gateway.list_jobs(ListJobs { under_way: true, ..ListJobs::default() }).await.unwrap();
@@ -138,7 +134,7 @@ async fn a_request_that_is_sent_again_finds_its_job_even_on_another_gateway() {
     }
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     until(&two, &ids[0], over).await;
-    assert_eq!(steps_of(&ids[0]), [0, 1]);
+    assert_eq!(steps_of(dir.path(), &ids[0]), [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,7 +149,7 @@ async fn a_job_is_cancelled_from_any_gateway_and_stays_cancelled() {
         canceller.cancel_job(&job.id, false).await.unwrap();
         let job = until(&two, &job.id, over).await;
         assert_eq!(job.state, JobStateView::Cancelled);
-        assert!(steps_of(&job.id).len() < 100);
+        assert!(steps_of(dir.path(), &job.id).len() < 100);
         let again = canceller.cancel_job(&job.id, false).await.unwrap();
         assert!(again.notes[0].contains("over already"), "{again:?}");
     }
@@ -198,14 +194,13 @@ async fn another_gateway_goes_on_where_a_dead_one_stopped_and_no_earlier() {
     // While its number moves it is alive, however old its clock says that it is.
     for number in 2..8 {
         two.clock.sleep(STALE / 2).await;
-        record.cursor = number.to_string();
+        record.cursor = "4".to_owned();
         record.nonce = two.clock.nonce();
         assert!(matches!(two.jobs.book.put(number, &record).await.unwrap(), Put::Ours), "taken over while alive");
-        record.cursor = "4".to_owned();
     }
     let done = until(&two, &id.to_string(), over).await;
     assert_eq!((done.state, done.attempts), (JobStateView::Done, 2));
-    assert_eq!(steps_of(&id.to_string()), [4, 5]);
+    assert_eq!(steps_of(dir.path(), &id.to_string()), [4, 5]);
     // The dead one comes back and finds its number taken.
     assert!(matches!(two.jobs.book.put(8, &record).await.unwrap(), Put::Theirs(_)));
 }
@@ -222,7 +217,7 @@ async fn of_two_gateways_that_go_on_with_one_job_one_does() {
     let (two, three) = (gateway(dir.path(), 2, "two").await, gateway(dir.path(), 3, "three").await);
     let done = until(&two, &job.id, over).await;
     assert_eq!((done.state, done.attempts), (JobStateView::Done, 2));
-    let steps = steps_of(&job.id);
+    let steps = steps_of(dir.path(), &job.id);
     assert_eq!(steps, (0..40).collect::<Vec<_>>(), "each step once");
     drop(three);
 }
@@ -233,8 +228,15 @@ async fn jobs_that_are_long_over_go_and_leave_nothing() {
     let gateway = gateway(dir.path(), 1, "one").await;
     let job = gateway.start_job(order("count", "desk", 1_u64)).await.unwrap();
     until(&gateway, &job.id, over).await;
-    gateway.clock.sleep(Duration::from_millis(clonegate_core::limits::JOB_KEPT_MS)).await;
-    gateway.clock.sleep(LOOK * 3).await;
+    Arc::clone(&gateway).tend_jobs().await;
+    let there = gateway.jobs.book.newest(job.id.parse().unwrap()).await.unwrap().unwrap();
+    let old = JobRecord { ended_ms: Some(1), nonce: gateway.clock.nonce(), ..there.record };
+    gateway.jobs.book.put(there.number + 1, &old).await.unwrap();
+    // What a removal that was cut short leaves: everything but the first state.
+    let cut = gateway.clock.id();
+    gateway.jobs.book.put(2, &JobRecord { id: cut, ..old }).await.unwrap();
+    assert_eq!(gateway.show_job(cut.to_string()).await.unwrap_err().code(), "unknown-job");
+    Arc::clone(&gateway).tend_jobs().await;
     assert_eq!(gateway.show_job(&job.id).await.unwrap_err().code(), "unknown-job");
     assert!(gateway.home.list(&crate::store::keys::jobs()).await.unwrap().is_empty());
 }
