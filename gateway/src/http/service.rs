@@ -64,7 +64,9 @@ impl Service<Request<Incoming>> for Requests {
         };
         match answer {
             Ok(response) => Answer::Now(Some(response.map(|body| body.watched(Arc::clone(&self.watch))))),
-            Err(request) => Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), self.peer, request))),
+            Err(request) => {
+                Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), self.peer, request)))
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ use clonegate_core::advice::Lifetime;
 use super::gateway::Gateway;
 use super::views::{
     AddDatastore, BaseView, CacheView, CapacityQuery, CapacityView, CloneView, CreateClones, CreateDisk, CreatedClones,
-    DatastoreView, DiskView, FsckReport, ImportTemplate, JobView, ListJobs, ListQuery, Page, PowerEvent, PowerOutcome, ReferenceTemplate,
-    SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
+    DatastoreView, DiskView, FsckReport, ImportTemplate, JobView, ListJobs, ListQuery, Page, PowerEvent, PowerOutcome,
+    ReferenceTemplate, SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
 use crate::import::{Input, Progress};
 

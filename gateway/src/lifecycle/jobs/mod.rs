@@ -238,8 +238,11 @@ impl Gateway {
             .await?;
         run.check()?;
         if record.attempts > ATTEMPTS_MAX {
-            return Err(Error::internal("too-many-attempts", format!("it was begun {ATTEMPTS_MAX} times and never ended"))
-                .on(run.id().to_string()));
+            return Err(Error::internal(
+                "too-many-attempts",
+                format!("it was begun {ATTEMPTS_MAX} times and never ended"),
+            )
+            .on(run.id().to_string()));
         }
         let work = self.jobs.works.lock().get(record.kind.as_str()).copied();
         let work = work.ok_or_else(|| {

@@ -101,7 +101,16 @@ impl JobRun {
     pub(super) fn new(state: Numbered, run: Nonce, live: Arc<Live>, book: Arc<Book>, clock: Clock) -> Arc<Self> {
         let record = &state.record;
         let (spec, cursor, by) = (record.spec.clone(), record.cursor.clone(), record.by.clone());
-        Arc::new(Self { live, book, clock, run, state: tokio::sync::Mutex::new(state), spec, cursor: Mutex::new(cursor), by })
+        Arc::new(Self {
+            live,
+            book,
+            clock,
+            run,
+            state: tokio::sync::Mutex::new(state),
+            spec,
+            cursor: Mutex::new(cursor),
+            by,
+        })
     }
 
     /// The job.
@@ -185,7 +194,9 @@ impl JobRun {
         let mut state = self.state.lock().await;
         loop {
             if self.live.is_lost() {
-                return Err(Error::fenced("job-taken-over", "another gateway goes on with it").on(self.id().to_string()));
+                return Err(
+                    Error::fenced("job-taken-over", "another gateway goes on with it").on(self.id().to_string())
+                );
             }
             let mut next = state.record.clone();
             self.live.show(&mut next);

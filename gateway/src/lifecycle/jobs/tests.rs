@@ -90,7 +90,10 @@ async fn a_job_tells_how_far_it_is_and_what_came_of_it() {
     let half = until(&gateway, &job.id, |job| job.done >= 2).await;
     assert_eq!((half.state, half.total, half.host.as_deref()), (JobStateView::Running, Some(5), Some("one")));
     let done = until(&gateway, &job.id, over).await;
-    assert_eq!((done.state, done.done, done.result), (JobStateView::Done, 5, Some(serde_json::json!({ "counted": 5 }))));
+    assert_eq!(
+        (done.state, done.done, done.result),
+        (JobStateView::Done, 5, Some(serde_json::json!({ "counted": 5 })))
+    );
     assert_eq!(steps_of(dir.path(), &job.id), [0, 1, 2, 3, 4]);
     let listed = gateway.list_jobs(ListJobs::default()).await.unwrap();
     assert_eq!(listed.items.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), [job.id.as_str()]);
