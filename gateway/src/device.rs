@@ -110,6 +110,15 @@ pub trait Device: Send + Sync + fmt::Debug + 'static {
 
     /// Fetches `range` into memory if it fits there; a hint.
     fn prefetch(&self, range: ByteRange) -> BoxFuture<'_, Result<()>>;
+
+    /// Whether writes that were accepted earlier are lost, in a crash or a takeover, and no machine has begun anew since.
+    /// One that relies on them must not be told that they are flushed.
+    fn is_torn(&self) -> bool {
+        false
+    }
+
+    /// A machine begins anew: it knows nothing of what was accepted and lost.
+    fn begin_anew(&self) {}
 }
 
 static ZEROES: [u8; 256 * 1024] = [0; 256 * 1024];

@@ -90,7 +90,7 @@ impl fmt::Display for ExportName {
 pub struct Attach {
     /// The machine, as far as it is known: its address without the port, or `unix`.
     pub client: String,
-    /// Whether it means to write.
+    /// Whether it comes to stay, as a machine does that may write: what waits for the power-on is done.
     pub write: bool,
 }
 
@@ -107,6 +107,11 @@ pub enum Detach {
 pub trait Attachment: Send + Sync + fmt::Debug {
     /// The device.
     fn device(&self) -> &Arc<dyn Device>;
+    /// Makes it the machine that writes; asked before the first write. It stays so until it is detached.
+    ///
+    /// # Errors
+    /// `Denied` with code `attached-elsewhere` when another machine is.
+    fn begin_write(&self) -> Result<()>;
     /// Says how it ended; dropping it without this is [`Detach::Lost`].
     fn detach(self: Box<Self>, how: Detach);
 }
@@ -129,10 +134,8 @@ pub trait Exports: Send + Sync + fmt::Debug + 'static {
     /// Opens an export for reading and stateless writes (HTTP); it stays open for a while and then closes by itself.
     fn open(&self, name: ExportName) -> BoxFuture<'_, Result<Arc<dyn Device>>>;
 
-    /// Opens an export for a connection that stays (NBD): counts as power-on of the clone.
-    ///
-    /// # Errors
-    /// `Conflict` with code `attached-elsewhere` when another machine has it open for writing.
+    /// Opens an export for a connection that stays (NBD): counts as power-on of the clone. It may read, and write after
+    /// [`Attachment::begin_write`].
     fn attach(&self, name: ExportName, attach: Attach) -> BoxFuture<'_, Result<Box<dyn Attachment>>>;
 
     /// The exports, for lists; at most `limit`.

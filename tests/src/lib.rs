@@ -1,6 +1,7 @@
 //! Shared by the tests that cross crates: external programs, the running gateway, machines, the source tree.
 
 pub mod ceph;
+pub mod certificates;
 pub mod curl;
 pub mod faults;
 pub mod gates;
@@ -14,6 +15,7 @@ pub mod memory_disk;
 pub mod nbd;
 pub mod nbd_client;
 pub mod programs;
+pub mod qmp;
 pub mod raw_http;
 pub mod serve;
 pub mod sim;

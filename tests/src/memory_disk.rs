@@ -225,5 +225,9 @@ impl Attachment for MemoryAttachment {
         &self.0
     }
 
+    fn begin_write(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn detach(self: Box<Self>, _how: Detach) {}
 }

@@ -38,6 +38,8 @@ pub struct NbdVolume {
     pub read_delay_us: AtomicU64,
     /// Flushes done.
     pub flushes: AtomicUsize,
+    /// Accepted writes were lost, and no machine has begun anew.
+    pub torn: AtomicBool,
     /// Ranges that were prefetched.
     pub prefetched: Mutex<Vec<ByteRange>>,
 }
@@ -76,6 +78,7 @@ impl NbdVolume {
             failures: Mutex::default(),
             read_delay_us: AtomicU64::new(0),
             flushes: AtomicUsize::new(0),
+            torn: AtomicBool::new(false),
             prefetched: Mutex::default(),
         })
     }
@@ -252,6 +255,14 @@ impl Device for NbdVolume {
         self.prefetched.lock().unwrap_or_else(PoisonError::into_inner).push(range);
         ready(Ok(())).boxed()
     }
+
+    fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::SeqCst)
+    }
+
+    fn begin_anew(&self) {
+        self.torn.store(false, Ordering::SeqCst);
+    }
 }
 
 /// A directory of volumes that remembers who came and went.
@@ -262,6 +273,8 @@ pub struct NbdHouse {
     pub events: Arc<Mutex<Vec<String>>>,
     /// Every attach is refused with this.
     pub refuse: Mutex<Option<Error>>,
+    /// Whoever attaches may not write, for this reason.
+    pub refuse_writes: Mutex<Option<Error>>,
 }
 
 impl NbdHouse {
@@ -296,11 +309,23 @@ struct Held {
     device: Arc<dyn Device>,
     events: Arc<Mutex<Vec<String>>>,
     how: Detach,
+    refuse_writes: Option<Error>,
 }
 
 impl Attachment for Held {
     fn device(&self) -> &Arc<dyn Device> {
         &self.device
+    }
+
+    fn begin_write(&self) -> Result<()> {
+        match self.refuse_writes.clone() {
+            Some(error) => Err(error),
+            None => {
+                let event = format!("write {}", self.device.info().name);
+                self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+                Ok(())
+            }
+        }
     }
 
     fn detach(mut self: Box<Self>, how: Detach) {
@@ -332,7 +357,9 @@ impl Exports for NbdHouse {
             Some(error) => Err(error),
             None => self.find(&name).map(|volume| {
                 self.note(format!("attach {name} {}", attach.client));
-                let held = Held { device: volume, events: Arc::clone(&self.events), how: Detach::Lost };
+                let refuse_writes = self.refuse_writes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let held =
+                    Held { device: volume, events: Arc::clone(&self.events), how: Detach::Lost, refuse_writes };
                 Box::new(held) as Box<dyn Attachment>
             }),
         };

@@ -224,20 +224,31 @@ async fn one_machine_writes_to_a_clone_at_a_time() {
     let gateway = gateway(dir.path(), 1).await;
     import(&gateway, "t", 1, None).await;
     gateway.create_clones(order("c", "t", None), false).await.unwrap();
-    let by = |client: &str, write| Attach { client: client.to_owned(), write };
-    let one = gateway.attach("c".parse().unwrap(), by("10.0.0.1", true)).await.unwrap();
-    // The same machine again, and readers, are welcome.
-    let again = gateway.attach("c".parse().unwrap(), by("10.0.0.1", true)).await.unwrap();
-    let reader = gateway.attach("c".parse().unwrap(), by("10.0.0.2", false)).await.unwrap();
-    let refused = gateway.attach("c".parse().unwrap(), by("10.0.0.2", true)).await.unwrap_err();
-    assert_eq!(refused.code(), "attached-elsewhere");
+    let by = |client: &str| Attach { client: client.to_owned(), write: true };
+    let one = gateway.attach("c".parse().unwrap(), by("10.0.0.1")).await.unwrap();
+    one.begin_write().unwrap();
+    // The same machine again may write too; another may read.
+    let again = gateway.attach("c".parse().unwrap(), by("10.0.0.1")).await.unwrap();
+    again.begin_write().unwrap();
+    let reader = gateway.attach("c".parse().unwrap(), by("10.0.0.2")).await.unwrap();
+    let refused = reader.begin_write().unwrap_err();
+    assert_eq!((refused.code(), refused.kind().nbd_errno()), ("attached-elsewhere", 1), "EPERM");
+    assert!(refused.to_string().contains("10.0.0.1"), "{refused}");
     assert_eq!(gateway.show_clone("c").await.unwrap().attached, ["10.0.0.1", "10.0.0.2"]);
     assert_eq!(gateway.delete_clone("c", false).await.unwrap_err().code(), "attached");
     assert_eq!(gateway.reset_clone("c", false).await.unwrap_err().code(), "attached");
     one.detach(Detach::Clean);
     again.detach(Detach::Lost);
-    drop(reader);
-    let other = gateway.attach("c".parse().unwrap(), by("10.0.0.2", true)).await.unwrap();
-    other.detach(Detach::Clean);
+    // It is there already: now that the other is gone it may write.
+    reader.begin_write().unwrap();
+    reader.detach(Detach::Clean);
     gateway.delete_clone("c", false).await.unwrap();
+    // Where a cluster file system is to be, several may write.
+    let labels = std::collections::BTreeMap::from([("writers".to_owned(), "many".to_owned())]);
+    gateway.create_clones(CreateClones { labels, ..order("many", "t", None) }, false).await.unwrap();
+    let mut machines = Vec::new();
+    for client in ["10.0.0.1", "10.0.0.2"] {
+        machines.push(gateway.attach("many".parse().unwrap(), by(client)).await.unwrap());
+    }
+    machines.iter().for_each(|machine| machine.begin_write().unwrap());
 }

@@ -149,6 +149,7 @@ async fn only_a_clean_goodbye_resets_and_only_what_is_ephemeral() {
     gateway.create_clones(order("own", "t", None), false).await.unwrap();
     for clone in ["pool", "own"] {
         let machine = gateway.attach(clone.parse().unwrap(), by("10.0.0.1")).await.unwrap();
+        machine.begin_write().unwrap();
         let written = bytes::Bytes::from_static(b"mine");
         machine.device().write(0, written, Default::default()).await.unwrap();
         machine.detach(Detach::Lost);
@@ -172,6 +173,51 @@ async fn only_a_clean_goodbye_resets_and_only_what_is_ephemeral() {
     assert_eq!(first_bytes(&gateway, "pool", 0).await, [1; 4], "switched off, it is its base again");
     assert_eq!(gateway.power_clone("own", PowerEvent::Off).await.unwrap().action, "kept");
     assert_eq!(first_bytes(&gateway, "own", 0).await, b"mine", "what is persistent stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconnect_a_migration_and_a_look_are_no_power_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = gateway(dir.path(), 1).await;
+    import(&gateway, "t", 1, None).await;
+    let ephemeral = CreateClones { lifetime: Some(LifetimeView::Ephemeral), ..order("pool", "t", None) };
+    gateway.create_clones(ephemeral, false).await.unwrap();
+    let attach = async |client: &str| gateway.attach("pool".parse().unwrap(), by(client)).await.unwrap();
+    let grace = async || tokio::time::sleep(Duration::from_millis(300)).await;
+    let machine = attach("10.0.0.1").await;
+    machine.begin_write().unwrap();
+    machine.device().write(0, bytes::Bytes::from_static(b"mine"), Default::default()).await.unwrap();
+    // A good-bye that the same machine follows within the grace time: iPXE hands over to the system.
+    machine.detach(Detach::Clean);
+    let machine = attach("10.0.0.1").await;
+    grace().await;
+    assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine", "it came back");
+    // One of two connections of a machine ends.
+    machine.begin_write().unwrap();
+    attach("10.0.0.1").await.detach(Detach::Clean);
+    grace().await;
+    assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine", "it has another connection");
+    // A migration: the target is there before the source says good-bye.
+    let target = attach("10.0.0.2").await;
+    machine.detach(Detach::Clean);
+    target.begin_write().unwrap();
+    grace().await;
+    assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine", "it runs elsewhere");
+    // A loss, and then somebody who looks at what is left, as nbdinfo and nbdcopy do.
+    target.detach(Detach::Lost);
+    attach("10.0.0.9").await.detach(Detach::Clean);
+    grace().await;
+    assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine", "who never wrote switches nothing off");
+    assert_eq!(gateway.show_clone("pool").await.unwrap().last_reset_ms, None);
+    // The machine itself comes back and ends.
+    attach("10.0.0.2").await.detach(Detach::Clean);
+    for _ in 0..200 {
+        if gateway.show_clone("pool").await.unwrap().last_reset_ms.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert_eq!(first_bytes(&gateway, "pool", 0).await, [1; 4], "switched off, it is its base again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ cases! {
     "fio" => fio_verifies_what_it_wrote_before_a_restart;
     "qemu-system-x86_64" => the_qemu_example_opens_the_disk;
     "python3" => the_libvirt_example_is_what_it_says;
+    "virt-xml-validate" => the_libvirt_example_is_a_domain;
 }
 
 fn host() -> (NbdHost, std::sync::Arc<NbdVolume>) {
@@ -233,4 +234,16 @@ assert driver.get("type") == "raw" and driver.get("discard") == "unmap", driver.
 assert driver.get("error_policy") == "stop"
 "#;
     run("/usr/bin/python3", &["-c", check, text(&xml)]);
+}
+
+fn the_libvirt_example_is_a_domain() {
+    let xml = fs::read_to_string(tree().join("examples/nbd/domain.xml")).unwrap();
+    // The one thing that libvirt 9.0 does not know.
+    let known: String = xml.lines().filter(|line| !line.contains("<reconnect ")).map(|line| format!("{line}\n")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("domain.xml");
+    fs::write(&path, known).unwrap();
+    run("virt-xml-validate", &[text(&path), "domain"]);
+    let asked = output(Command::new("virt-xml-validate").args([text(&tree().join("README.md")), "domain"]));
+    assert!(!asked.status.success(), "it can say no");
 }

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clonegate_core::ids::{GatewayId, Name};
@@ -18,7 +19,7 @@ use crate::http::{self, BootSettings, HttpServer, HttpSettings};
 use crate::lifecycle::views::to_labels;
 use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
-use crate::nbd::{self, NbdServer, NbdSettings, NbdTls};
+use crate::nbd::{self, NbdServer, NbdSettings, NbdStats, NbdTls};
 use crate::policy::Policies;
 use crate::store::{Count, Operation};
 
@@ -80,18 +81,21 @@ impl Prepared {
         show_gateway(&metrics, &self.gateway);
         show_policies(&metrics, &self.policies);
         let exports: Arc<dyn Exports> = Arc::clone(&self.gateway) as _;
-        let policies = Some(Arc::clone(self.policies.host()));
-        let boot = self.boot;
-        let settings = HttpSettings { listen: self.http, policies, boot, ..HttpSettings::default() };
-        let gateway = Some(Arc::clone(&self.gateway));
-        let http = http::serve(&settings, Arc::clone(&exports), gateway, &metrics, &self.clock)?;
+        // Before HTTP: whoever is answered there may go on by NBD at once.
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
             None
         } else {
             let settings =
                 NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..NbdSettings::default() };
-            Some(nbd::serve(settings, exports).await?)
+            let server = nbd::serve(settings, Arc::clone(&exports)).await?;
+            show_nbd(&metrics, &server.stats());
+            Some(server)
         };
+        let policies = Some(Arc::clone(self.policies.host()));
+        let boot = self.boot;
+        let settings = HttpSettings { listen: self.http, policies, boot, ..HttpSettings::default() };
+        let gateway = Some(Arc::clone(&self.gateway));
+        let http = http::serve(&settings, exports, gateway, &metrics, &self.clock)?;
         Ok(Running { gateway: self.gateway, http, nbd })
     }
 }
@@ -279,6 +283,26 @@ fn show_gateway(metrics: &Metrics, gateway: &Arc<Gateway>) {
     counter("clonegate_icache_capacity_bytes", "Most bytes in memory", |s| s.capacity_bytes, Kind::Gauge);
     counter("clonegate_icache_lines", "Lines in memory", |s| s.entries, Kind::Gauge);
     show_stores(metrics, gateway);
+}
+
+/// What the NBD server counts.
+fn show_nbd(metrics: &Metrics, stats: &Arc<NbdStats>) {
+    let each = |name, help, kind, read: fn(&NbdStats) -> &AtomicU64| {
+        let stats = Arc::clone(stats);
+        metrics.add(name, help, kind, move || Sample::plain(read(&stats).load(Ordering::Relaxed)));
+    };
+    each("clonegate_nbd_connections_opened", "Connections accepted", Kind::Counter, |s| &s.connections);
+    each("clonegate_nbd_connections", "Connections open", Kind::Gauge, |s| &s.connections_open);
+    each("clonegate_nbd_connections_lost", "Connections that ended without a good-bye", Kind::Counter, |s| {
+        &s.connections_lost
+    });
+    each("clonegate_nbd_requests", "Requests read", Kind::Counter, |s| &s.requests);
+    each("clonegate_nbd_requests_inline", "Requests answered from memory at once", Kind::Counter, |s| {
+        &s.requests_inline
+    });
+    each("clonegate_nbd_errors", "Requests answered with an error", Kind::Counter, |s| &s.errors);
+    each("clonegate_nbd_read_bytes", "Payload bytes of reads", Kind::Counter, |s| &s.read_bytes);
+    each("clonegate_nbd_written_bytes", "Payload bytes of writes", Kind::Counter, |s| &s.written_bytes);
 }
 
 /// What was asked of each store.

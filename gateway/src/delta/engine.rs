@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::cache::DeltaCache;
 use super::journal::{Journal, JournalSettings};
+use super::unsettled::Unsettled;
 use crate::clock::Clock;
 
 /// How deltas are kept. Sizes in bytes.
@@ -87,6 +88,7 @@ pub struct Engine {
     /// Somebody waits for the budget: volumes that only hold it have to let go.
     pub(crate) pressure: Notify,
     pub(crate) journal: Option<Journal>,
+    pub(crate) unsettled: Unsettled,
     /// Volumes that fold and write checkpoints at the same time: a round takes memory.
     pub(crate) upkeep: Semaphore,
     /// Seconds since it was opened, counted by a task: cheaper to read than a clock.
@@ -110,6 +112,7 @@ impl Engine {
         let journal = journal.map(|settings| Journal::open(settings, &clock)).transpose()?;
         let engine = Arc::new(Self {
             journal,
+            unsettled: Unsettled::open(settings.journal.as_deref()),
             upkeep: Semaphore::new(UPKEEP_MAX),
             pressure: Notify::new(),
             cache: DeltaCache::new(settings.cache_bytes),
@@ -150,6 +153,7 @@ impl Engine {
 
     /// Gives up what the journal held of a clone at start, because the clone is gone.
     pub fn forget(&self, clone: CloneId) {
+        self.unsettled.forget(clone);
         if let Some(journal) = &self.journal {
             journal.forget_pending(clone);
         }

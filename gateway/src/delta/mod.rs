@@ -16,6 +16,7 @@ pub mod load;
 pub mod map;
 pub mod object;
 pub mod state;
+pub(crate) mod unsettled;
 
 pub(crate) use engine::{BUDGET_UNIT, Registration};
 pub use engine::{DeltaSettings, Engine};

@@ -28,7 +28,7 @@ impl Exports for Gateway {
             let write = attach.write;
             let open = self.run(move |gateway| gateway.open_for_machine(name, write)).await?;
             let number = self.open.number();
-            open.enter(&attach, number)?;
+            open.enter(&attach, number);
             self.open.note_session(open.of);
             tracing::info!(export = %open.device.info().name, client = %attach.client, write = attach.write, "attached");
             let gateway = self.me.upgrade();
@@ -63,6 +63,10 @@ struct Attached {
 impl Attachment for Attached {
     fn device(&self) -> &Arc<dyn Device> {
         &self.open.device
+    }
+
+    fn begin_write(&self) -> Result<()> {
+        self.open.claim(self.number)
     }
 
     fn detach(mut self: Box<Self>, how: Detach) {

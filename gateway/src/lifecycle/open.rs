@@ -33,7 +33,16 @@ pub(super) enum Of {
 struct Session {
     number: u64,
     client: String,
+    /// It has written.
     write: bool,
+}
+
+/// The machines of one device.
+#[derive(Debug, Default)]
+struct Machines {
+    sessions: Vec<Session>,
+    /// The machine that wrote last since it was opened.
+    wrote: Option<String>,
 }
 
 /// One open device.
@@ -44,33 +53,50 @@ pub(super) struct Open {
     pub(super) of: Of,
     /// Whether anybody asked for it since the last sweep.
     used: AtomicBool,
-    sessions: Mutex<Vec<Session>>,
+    machines: Mutex<Machines>,
+    /// Several machines may write: what is on it is made for that.
+    shared: bool,
 }
 
 impl Open {
     pub(super) fn new(of: Of, device: Arc<dyn Device>, volume: Option<Arc<Volume>>) -> Arc<Self> {
-        Arc::new(Self { device, volume, of, used: AtomicBool::new(true), sessions: Mutex::default() })
+        Arc::new(Self { device, volume, of, used: AtomicBool::new(true), machines: Mutex::default(), shared: false })
     }
 
-    /// Enters a machine. One machine at a time may write.
-    pub(super) fn enter(&self, attach: &Attach, number: u64) -> Result<()> {
-        let mut sessions = self.sessions.lock();
-        if attach.write
-            && let Some(other) = sessions.iter().find(|s| s.write && s.client != attach.client)
-        {
-            return Err(Error::conflict("attached-elsewhere", format!("{} has it open for writing", other.client))
+    /// An open volume that several machines may write to.
+    pub(super) fn shared(of: Of, device: Arc<dyn Device>, volume: Arc<Volume>) -> Arc<Self> {
+        let machines = Mutex::default();
+        Arc::new(Self { device, volume: Some(volume), of, used: AtomicBool::new(true), machines, shared: true })
+    }
+
+    /// Enters a machine.
+    pub(super) fn enter(&self, attach: &Attach, number: u64) {
+        self.machines.lock().sessions.push(Session { number, client: attach.client.clone(), write: false });
+    }
+
+    /// Makes a session one of the machine that writes. One machine at a time may.
+    pub(super) fn claim(&self, number: u64) -> Result<()> {
+        let mut machines = self.machines.lock();
+        let Machines { sessions, wrote } = &mut *machines;
+        let Some(client) = sessions.iter().find(|s| s.number == number).map(|s| s.client.clone()) else {
+            return Ok(());
+        };
+        if let Some(other) = sessions.iter().find(|s| s.write && s.client != client).filter(|_| !self.shared) {
+            return Err(Error::denied("attached-elsewhere", format!("{} writes to it", other.client))
                 .on(self.device.info().name.clone())
                 .hint("two machines that write to one disk destroy it: detach the other first"));
         }
-        sessions.push(Session { number, client: attach.client.clone(), write: attach.write });
+        sessions.iter_mut().filter(|s| s.number == number).for_each(|s| s.write = true);
+        *wrote = Some(client);
         Ok(())
     }
 
-    /// Takes a machine out; tells whether nobody who writes is left.
+    /// Takes a machine out; tells whether it is the one that wrote last and no other session of it is left.
     pub(super) fn leave(&self, number: u64) -> bool {
-        let mut sessions = self.sessions.lock();
-        sessions.retain(|s| s.number != number);
-        !sessions.iter().any(|s| s.write)
+        let mut machines = self.machines.lock();
+        let Some(at) = machines.sessions.iter().position(|s| s.number == number) else { return false };
+        let gone = machines.sessions.swap_remove(at);
+        machines.wrote.as_ref() == Some(&gone.client) && !machines.sessions.iter().any(|s| s.client == gone.client)
     }
 
     /// Whether it can no longer be used: another gateway took the clone over.
@@ -79,14 +105,14 @@ impl Open {
     }
 
     fn clients(&self) -> Vec<String> {
-        let mut clients: Vec<String> = self.sessions.lock().iter().map(|s| s.client.clone()).collect();
+        let mut clients: Vec<String> = self.machines.lock().sessions.iter().map(|s| s.client.clone()).collect();
         clients.sort();
         clients.dedup();
         clients
     }
 
     fn is_idle(&self) -> bool {
-        !self.used.swap(false, Ordering::Relaxed) && self.sessions.lock().is_empty()
+        !self.used.swap(false, Ordering::Relaxed) && self.machines.lock().sessions.is_empty()
     }
 }
 

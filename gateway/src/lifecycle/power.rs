@@ -19,13 +19,20 @@ use super::open::{Of, Open};
 use super::placement::{advised, image};
 use super::views::{PowerEvent, PowerOutcome, Touched};
 use crate::catalog::Named;
+use crate::device::Device as _;
 use crate::exports::CloneRef;
 
 impl Gateway {
     pub(super) async fn do_power_clone(self: Arc<Self>, clone: String, event: PowerEvent) -> Result<PowerOutcome> {
         let clone = self.find_clone(&clone.parse()?).await?;
         match event {
-            PowerEvent::On => self.power_on(&clone).await,
+            PowerEvent::On => {
+                // Whoever switches it on knows that its machine begins anew.
+                if let Some(volume) = self.open.of(Of::Clone(clone.state.record.id)).and_then(|open| open.volume.clone()) {
+                    volume.begin_anew();
+                }
+                self.power_on(&clone).await
+            }
             PowerEvent::Off => self.ask_reset(&clone, ResetEvent::PowerOff).await,
             PowerEvent::Logoff => self.ask_reset(&clone, ResetEvent::LogOff).await,
         }

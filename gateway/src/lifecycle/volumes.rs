@@ -21,6 +21,9 @@ use crate::icache::ICache;
 use crate::store::{Store, StoreConfig};
 use crate::volume::{BaseProvider, BaseRead, Volume, VolumeSetup};
 
+/// A clone with this label may be written by several machines at a time: a cluster file system is on it.
+const WRITERS: (&str, &str) = ("writers", "many");
+
 /// The open bases of one datastore; each is opened once and shared by all its clones.
 #[derive(Debug)]
 pub(super) struct Bases {
@@ -207,7 +210,12 @@ impl Gateway {
         let volume = Volume::open(setup).await?;
         self.settle_base(&found, &volume).await?;
         let device: Arc<dyn crate::device::Device> = Arc::clone(&volume) as _;
-        let open = Open::new(Of::Clone(id), device, Some(volume));
+        let many = entry.labels.iter().any(|label| label.key == WRITERS.0 && label.value == WRITERS.1);
+        let open = if many {
+            Open::shared(Of::Clone(id), device, volume)
+        } else {
+            Open::new(Of::Clone(id), device, Some(volume))
+        };
         self.open.insert(&texts, &open);
         Ok(open)
     }

@@ -335,12 +335,13 @@ async fn within<T>(shared: &Shared, patience: Duration, handshake: impl Future<O
 }
 
 async fn transmit<S: Socket>(io: S, session: Box<handshake::Session>, shared: Arc<Shared>, client: &str) {
-    let handshake::Session { device, attachment, seat, rules } = *session;
-    let name = device.info().name.clone();
-    tracing::info!(export = name, client, style = ?rules.style, "NBD attached");
-    let mut transmission = Transmission::new(io, device, seat, rules, Arc::clone(&shared));
+    let name = session.device.info().name.clone();
+    let style = session.rules.style;
+    tracing::info!(export = name, client, ?style, "NBD attached");
+    let mut transmission = Transmission::new(io, *session, Arc::clone(&shared));
     let how = transmission.run().await;
-    if let Some(mut io) = transmission.finish() {
+    let (attachment, io) = transmission.finish();
+    if let Some(mut io) = io {
         // A TLS session ends with its own good-bye; a peer that is gone cannot hold it up for long.
         let _ = tokio::time::timeout(ACCEPT_PAUSE, io.shutdown()).await;
     }

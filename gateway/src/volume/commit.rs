@@ -326,9 +326,10 @@ impl Committer {
             state.sealed.clear(start, start + u64::from(extent.blocks), done.newest);
         }
         self.core.publish(&state);
+        self.core.progress.set_durable(done.upto);
+        self.core.note_settled(&mut state);
         drop(state);
         drop(done.permits);
-        self.core.progress.set_durable(done.upto);
         if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
             journal.release(self.core.record.id, done.upto);
         }
@@ -376,7 +377,12 @@ impl Committer {
             self.settle().await?;
         }
         let (record, upto) = self.record(Change::Close, 0, None);
-        self.put_alone(record, upto).await
+        self.put_alone(record, upto).await?;
+        // What an ephemeral volume held is gone with it, which a machine that comes back has to be told.
+        if !self.core.state.read().mark.is_unsettled() {
+            self.core.engine.unsettled.forget(self.core.record.id);
+        }
+        Ok(())
     }
 
     /// A record of the state as it is, `changes` further on.

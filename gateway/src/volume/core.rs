@@ -18,6 +18,7 @@ use super::commit::Command;
 use crate::delta::dirty::Dirty;
 use crate::delta::journal::Submission;
 use crate::delta::state::LogState;
+use crate::delta::unsettled::Mark;
 use crate::delta::{BUDGET_UNIT, Engine, Registration};
 use crate::device::{DeviceInfo, Version};
 use crate::store::Store;
@@ -67,6 +68,8 @@ pub(super) struct State {
     pub(super) modified_ms: u64,
     /// What of the log a reader has read: last record, checkpoint, and how many records.
     pub(super) seen: Seen,
+    /// Notes for the next process whether anything accepted is stored nowhere.
+    pub(super) mark: Mark,
 }
 
 /// Tells whether a log that was read has more now.
@@ -174,6 +177,10 @@ pub(super) struct Core {
     pub(super) looked: AtomicU64,
     /// An operator said that flushed writes of a lost gateway may be missing.
     pub(super) lost_tail_accepted: AtomicBool,
+    /// Accepted writes were lost with an earlier owner, and no machine has begun anew since.
+    pub(super) torn: AtomicBool,
+    /// A machine has begun anew since the volume was opened.
+    pub(super) anew: AtomicBool,
     pub(super) _registration: Registration,
 }
 
@@ -244,7 +251,9 @@ impl Core {
                     }
                     state.newest_batch()
                 };
-                self.progress.reached(newest, true).await
+                self.progress.reached(newest, true).await?;
+                self.note_settled(&mut self.state.write());
+                Ok(())
             }
             Durability::Local | Durability::Object => {
                 let newest = {
@@ -260,7 +269,29 @@ impl Core {
                 }
                 self.progress.wanted.fetch_max(newest, Ordering::AcqRel);
                 self.wake.notify_one();
-                self.progress.reached(newest, false).await
+                self.progress.reached(newest, false).await?;
+                self.note_settled(&mut self.state.write());
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes that everything accepted is stored, if it is.
+    pub(super) fn note_settled(&self, state: &mut State) {
+        let kept = self.mode == Durability::Ephemeral || self.torn.load(Ordering::Acquire);
+        if !kept && state.open.is_empty() && self.progress.journaled.load(Ordering::Acquire) >= state.newest_batch() {
+            state.mark.set(false);
+        }
+    }
+
+    /// See [`crate::device::Device::begin_anew`].
+    pub(super) fn begin_anew(&self) {
+        self.anew.store(true, Ordering::Release);
+        if self.torn.swap(false, Ordering::AcqRel) {
+            tracing::info!(volume = %self.record.name, "a machine begins anew after writes were lost");
+            let mut state = self.state.write();
+            if state.open.is_empty() && state.sealed.is_empty() {
+                state.mark.set(false);
             }
         }
     }

@@ -36,6 +36,7 @@ use self::ops::Operation;
 use crate::delta::Engine;
 use crate::delta::dirty::Dirty;
 use crate::delta::load::{Loaded, load};
+use crate::delta::unsettled::Mark;
 use crate::device::{Device, DeviceInfo, Extent, Segments, Version, WriteOptions};
 use crate::store::Store;
 
@@ -73,6 +74,8 @@ pub struct VolumeStatus {
     pub undo_until_ms: Option<u64>,
     /// Flushed writes may be missing since a gateway was lost, and an operator accepted that.
     pub lost_tail: bool,
+    /// Accepted writes were lost with an earlier owner, and no machine has begun anew since.
+    pub torn: bool,
     /// Bytes of memory that the map takes.
     pub map_bytes: u64,
 }
@@ -104,7 +107,9 @@ impl Volume {
     pub async fn open(setup: VolumeSetup) -> Result<Arc<Self>> {
         let VolumeSetup { store, record, bases, engine } = setup;
         let registration = engine.register(record.id)?;
-        let Loaded { state: mut log, listing, .. } = load(&store, &record).await?;
+        let loaded = load(&store, &record).await?;
+        let torn = own::is_torn(&engine, &store, &record, loaded.end).await?;
+        let Loaded { state: mut log, listing, .. } = loaded;
         if record.durability == Durability::Ephemeral {
             log.forget_delta();
         }
@@ -147,6 +152,7 @@ impl Volume {
             queue_bytes: 0,
             next_batch: 1,
             seen: own::seen(&listing),
+            mark: Mark::default(),
         };
         let tick = engine.tick.load(Ordering::Relaxed);
         let core = Core {
@@ -162,6 +168,8 @@ impl Volume {
             read_end: AtomicU64::new(0),
             looked: AtomicU64::new(tick),
             lost_tail_accepted: AtomicBool::new(false),
+            torn: AtomicBool::new(torn),
+            anew: AtomicBool::new(false),
             _registration: registration,
             store,
             record,
@@ -202,7 +210,9 @@ impl Volume {
             Some(id) => self.core.base(Some(id)).await?,
             None => None,
         };
-        self.core.operate(Operation::Reset(base)).await
+        self.core.operate(Operation::Reset(base)).await?;
+        self.core.begin_anew();
+        Ok(())
     }
 
     /// Takes the last reset or restore back, within its undo window. What was written since is dropped.
@@ -210,7 +220,9 @@ impl Volume {
     /// # Errors
     /// `Conflict` with code `nothing-to-undo`.
     pub async fn undo(&self) -> Result<()> {
-        self.core.operate(Operation::Undo).await
+        self.core.operate(Operation::Undo).await?;
+        self.core.begin_anew();
+        Ok(())
     }
 
     /// Keeps the present bytes under a name; a snapshot of that name is replaced.
@@ -234,7 +246,9 @@ impl Volume {
     /// # Errors
     /// `NotFound` with code `unknown-snapshot`; what opening the snapshot's base gives.
     pub async fn restore(&self, name: Name) -> Result<()> {
-        self.core.operate(Operation::Restore(name)).await
+        self.core.operate(Operation::Restore(name)).await?;
+        self.core.begin_anew();
+        Ok(())
     }
 
     /// Puts everything accepted into the store and gives the volume up; it is unusable afterwards.
@@ -280,6 +294,7 @@ impl Volume {
             snapshots: state.log.kept.iter().filter_map(named).collect(),
             undo_until_ms: state.log.kept(None).map(|kept| kept.kept.until_ms),
             lost_tail: state.log.lost_tail,
+            torn: self.core.torn.load(Ordering::Acquire),
             map_bytes: state.log.image.map.memory() as u64,
         }
     }
@@ -337,5 +352,13 @@ impl Device for Volume {
 
     fn prefetch(&self, range: ByteRange) -> BoxFuture<'_, Result<()>> {
         Box::pin(self.core.prefetch(range))
+    }
+
+    fn is_torn(&self) -> bool {
+        self.core.torn.load(Ordering::Acquire)
+    }
+
+    fn begin_anew(&self) {
+        self.core.begin_anew();
     }
 }

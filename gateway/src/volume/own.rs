@@ -3,15 +3,20 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use clonegate_core::format::clone::Durability;
-use clonegate_core::{Error, Result};
+use clonegate_core::format::clone::{CloneRecord, Durability};
+use clonegate_core::format::envelope;
+use clonegate_core::format::log::{EpochRecord, Position};
+use clonegate_core::{Error, ErrorKind, Result};
 
 use super::commit::{Command, Committer, closed};
 use super::core::{Core, Role, Seen};
 use crate::delta::claim::{Claimant, claim};
 use crate::delta::journal::Journal;
-use crate::delta::load::{Listing, Loaded, load};
+use crate::delta::Engine;
+use crate::delta::load::{End, Listing, Loaded, load};
+use crate::delta::unsettled::Found;
 use crate::device::Version;
+use crate::store::{Store, keys};
 
 /// What of a listing tells whether there is anything new.
 pub(super) fn seen(listing: &Listing) -> Seen {
@@ -51,6 +56,7 @@ impl Core {
         let leftovers = loaded.listing.logs.len() + loaded.listing.segments.len();
         let lost_tail = self.check_tail(&loaded).await?;
         let tail = self.tail(&loaded).await?;
+        let lost = is_torn(&self.engine, &self.store, &self.record, loaded.end).await?;
         let who = Claimant {
             gateway: self.engine.gateway,
             journal: self.engine.journal.as_ref().filter(|_| self.mode == Durability::Local).map(Journal::id),
@@ -69,6 +75,9 @@ impl Core {
         let mut state = self.state.write();
         self.adopt(&mut state, log, base);
         state.role = Role::Owner;
+        let torn = lost && !self.anew.load(Ordering::Acquire);
+        self.torn.store(torn, Ordering::Release);
+        state.mark = self.engine.unsettled.begin(self.record.id, torn);
         state.next_batch = mark + 1;
         self.progress.begin_at(mark);
         Committer::start(self, at, mark, leftovers);
@@ -155,6 +164,34 @@ impl Core {
                 answer.await.map_err(|_| closed(self))?
             }
         }
+    }
+}
+
+/// Whether writes that an earlier owner accepted, and a machine may rely on, are lost: it did not close the volume, and is not
+/// known to have had everything stored.
+pub(super) async fn is_torn(
+    engine: &Engine,
+    store: &Store,
+    record: &CloneRecord,
+    end: Option<(Position, End)>,
+) -> Result<bool> {
+    let found = engine.unsettled.found(record.id);
+    if found == Found::Unsettled {
+        return Ok(true);
+    }
+    let Some((next, end)) = end.filter(|(_, end)| *end != End::Closed) else { return Ok(false) };
+    if found == Found::Nothing {
+        tracing::debug!(volume = %record.name, ?next, ?end, "its last owner is not known to have had everything stored");
+        return Ok(true);
+    }
+    let key = keys::epoch(record.id, next.epoch);
+    match store.get(&key).await {
+        Ok(bytes) => {
+            let claim: EpochRecord = envelope::decode(&bytes).map_err(|e| e.on(key.to_string()))?;
+            Ok(claim.gateway != engine.gateway)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

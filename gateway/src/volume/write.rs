@@ -186,6 +186,7 @@ impl Core {
 
     /// Counts an accepted change and wakes the committer when it has something to do.
     fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
+        state.mark.set(true);
         state.open_bytes += bytes;
         state.open_permits.extend(permits);
         // Enough numbers that each part of a large write, which may be a commit of its own, has one.

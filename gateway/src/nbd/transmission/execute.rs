@@ -34,6 +34,9 @@ pub(super) struct Answered {
 impl<S: Socket> Transmission<S> {
     /// Does a request that is right: at once if the device can, otherwise as a future that waits.
     pub(super) fn execute(&mut self, request: Request, payload: Bytes, permit: Option<OwnedSemaphorePermit>) {
+        if let Err(error) = self.check(&request) {
+            return self.reply(&request, Err(error));
+        }
         let payload = match request.command {
             Command::Read => match self.device.try_read(range_of(&request)) {
                 Some(segments) => {
@@ -63,6 +66,26 @@ impl<S: Socket> Transmission<S> {
             Some(permit) => self.start(request, payload, permit),
             None => self.receiving = Receiving::Memory { request, payload: Some(payload) },
         }
+    }
+
+    /// Whether this machine may do it. One that wrote before a crash which lost some of it is told so, and not that it is
+    /// flushed; every machine that starts reads the first sector before it writes, and so begins anew.
+    fn check(&mut self, request: &Request) -> Result<()> {
+        let writes = request.command.writes();
+        if !writes && request.command != Command::Flush {
+            if request.command == Command::Read && request.offset == 0 && self.device.is_torn() {
+                self.device.begin_anew();
+            }
+            return Ok(());
+        }
+        if self.device.is_torn() {
+            return Err(torn(&self.device.info().name));
+        }
+        if writes && !self.writes {
+            self.attachment.begin_write()?;
+            self.writes = true;
+        }
+        Ok(())
     }
 
     /// Begins a request that may wait.
@@ -150,6 +173,12 @@ impl<S: Socket> Transmission<S> {
         self.outbox.head(|out| reply::data_head(style, to, length, out));
         self.outbox.data(segments);
     }
+}
+
+fn torn(name: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, "writes-lost", "writes that were accepted before the gateway was lost are gone")
+        .on(name)
+        .hint("reset the machine: it begins anew when it reads the first sector")
 }
 
 fn answered(request: &Request) -> reply::Answered {

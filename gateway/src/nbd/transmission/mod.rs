@@ -22,12 +22,13 @@ use tokio_util::sync::PollSemaphore;
 use self::execute::Answered;
 use self::receive::Receiving;
 use super::gate::{Passed, Seat};
+use super::handshake::Session;
 use super::outbox::Outbox;
 use super::server::Shared;
 use super::socket::Socket;
 use super::stats::Tally;
 use crate::device::Device;
-use crate::exports::Detach;
+use crate::exports::{Attachment, Detach};
 
 /// Receive buffer at first; it grows when reads fill it.
 const INPUT_BYTES_MIN: usize = 32 * 1024;
@@ -59,6 +60,9 @@ enum Stall {
 pub(super) struct Transmission<S> {
     io: S,
     device: Arc<dyn Device>,
+    attachment: Box<dyn Attachment>,
+    /// It is the machine that writes.
+    writes: bool,
     rules: Rules,
     shared: Arc<Shared>,
     seat: Seat,
@@ -93,13 +97,16 @@ pub(super) struct Transmission<S> {
 }
 
 impl<S: Socket> Transmission<S> {
-    pub(super) fn new(io: S, device: Arc<dyn Device>, mut seat: Seat, rules: Rules, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(io: S, session: Session, shared: Arc<Shared>) -> Self {
+        let Session { device, attachment, mut seat, rules } = session;
         let mut waiting = FuturesUnordered::new();
         waiting.push(shared.stop.clone().cancelled_owned().map(|()| Event::Stop).boxed());
         waiting.extend(seat.barriers.take().map(next_barrier));
         Self {
             io,
             device,
+            attachment,
+            writes: false,
             rules,
             memory: None,
             shared,
@@ -128,12 +135,12 @@ impl<S: Socket> Transmission<S> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// Gives up the seat, and the socket for a good-bye if it still works.
-    pub(super) fn finish(mut self) -> Option<S> {
+    /// Gives up the seat; gives back the attachment, and the socket for a good-bye if it still works.
+    pub(super) fn finish(mut self) -> (Box<dyn Attachment>, Option<S>) {
         self.tally.settle(&self.shared.stats);
         drop(self.seat);
         drop(self.newer);
-        (!self.broken).then_some(self.io)
+        (self.attachment, (!self.broken).then_some(self.io))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Detach> {

@@ -1,0 +1,92 @@
+//! The real gateway is killed under NBD: what a machine that comes back is told, and what one that starts finds.
+
+use clonegate::nbd::client::{Connection, Wish};
+use clonegate_core::nbd::{Command, Style, errno};
+use clonegate_tests::Gateway;
+
+fn up(arguments: &[&str]) -> Gateway {
+    let gateway = Gateway::up(&["--clones", "0"]);
+    let mut create = vec!["clone", "create", "desk", "--template", "demo"];
+    create.extend(arguments);
+    gateway.cli_ok(&create);
+    gateway
+}
+
+async fn open(gateway: &Gateway) -> Connection {
+    let uri = format!("nbd://{}/desk", gateway.nbd()).parse().unwrap();
+    Connection::open(&uri, &Wish { style: Style::Structured, ..Wish::default() }).await.unwrap()
+}
+
+async fn call(disk: &mut Connection, command: Command, offset: u64, data: &[u8]) -> u32 {
+    let length = if command == Command::Read { 4096 } else { data.len() as u64 };
+    disk.call(command, 0, offset, length, data).await.unwrap().errno
+}
+
+const AT: u64 = 64 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_lost_by_a_kill_are_never_told_flushed_and_a_fresh_start_goes_on() {
+    // With a journal, without one, and with a disk that forgets.
+    for durability in ["local", "object", "ephemeral"] {
+        let mut gateway = up(&["--durability", durability]);
+        let mut disk = open(&gateway).await;
+        assert_eq!(call(&mut disk, Command::Write, AT, &[1; 4096]).await, 0);
+        assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, 0);
+        assert_eq!(call(&mut disk, Command::Write, AT, &[2; 4096]).await, 0, "accepted, not flushed");
+        gateway.kill();
+        gateway.start();
+        for _ in 0..2 {
+            let mut back = open(&gateway).await;
+            assert_eq!(call(&mut back, Command::Flush, 0, &[]).await, errno::EIO, "{durability}: told flushed");
+            assert_eq!(call(&mut back, Command::Write, AT, &[3; 4096]).await, errno::EIO, "{durability}");
+        }
+        // Neither an orderly restart nor another kill makes the lost writes come back.
+        gateway.interrupt();
+        gateway.start();
+        assert_eq!(call(&mut open(&gateway).await, Command::Flush, 0, &[]).await, errno::EIO, "{durability}: restarted");
+        gateway.kill();
+        gateway.start();
+        let mut fresh = open(&gateway).await;
+        assert_eq!(call(&mut fresh, Command::Flush, 0, &[]).await, errno::EIO, "{durability}: killed again");
+        assert_eq!(call(&mut fresh, Command::Read, 0, &[]).await, 0);
+        assert_eq!(call(&mut fresh, Command::Write, AT, &[4; 4096]).await, 0, "{durability}: begun anew");
+        assert_eq!(call(&mut fresh, Command::Flush, 0, &[]).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_lost_nothing_goes_on_after_a_kill() {
+    for durability in ["local", "object"] {
+        let mut gateway = up(&["--durability", durability]);
+        let mut disk = open(&gateway).await;
+        for round in 1..=3u8 {
+            assert_eq!(call(&mut disk, Command::Write, AT, &[round; 4096]).await, 0);
+            assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, 0, "{durability} {round}");
+            gateway.kill();
+            gateway.start();
+            disk = open(&gateway).await;
+            assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, 0, "{durability} {round}: all was flushed");
+            let read = disk.call(Command::Read, 0, AT, 4096, &[]).await.unwrap();
+            assert!(read.bytes() == [round; 4096]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_restart_loses_nothing_and_power_on_says_that_a_machine_begins_anew() {
+    let mut gateway = up(&[]);
+    let mut disk = open(&gateway).await;
+    assert_eq!(call(&mut disk, Command::Write, AT, &[1; 4096]).await, 0);
+    gateway.interrupt();
+    gateway.start();
+    disk = open(&gateway).await;
+    assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, 0);
+    assert!(disk.call(Command::Read, 0, AT, 4096, &[]).await.unwrap().bytes() == [1; 4096]);
+    assert_eq!(call(&mut disk, Command::Write, AT, &[2; 4096]).await, 0);
+    gateway.kill();
+    gateway.start();
+    disk = open(&gateway).await;
+    assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, errno::EIO);
+    gateway.cli_ok(&["clone", "power", "on", "desk"]);
+    assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, 0);
+}
