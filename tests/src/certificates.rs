@@ -43,7 +43,11 @@ impl Certificates {
     pub fn new() -> Self {
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).expect("rustls and rcgen take it");
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca = rcgen::CertifiedIssuer::self_signed(parameters, rcgen::KeyPair::generate().expect("rustls and rcgen take it")).expect("rustls and rcgen take it");
+        let ca = rcgen::CertifiedIssuer::self_signed(
+            parameters,
+            rcgen::KeyPair::generate().expect("rustls and rcgen take it"),
+        )
+        .expect("rustls and rcgen take it");
         let made = Self { dir: tempfile::tempdir().expect("rustls and rcgen take it"), ca };
         std::fs::write(made.path("ca.pem"), made.ca.pem()).expect("a file");
         let (certificate, key) = made.sign("127.0.0.1");
@@ -93,7 +97,12 @@ impl Certificates {
         let config = if with_certificate {
             let (certificate, key) = self.sign("machine-1");
             let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("rustls and rcgen take it")];
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("rustls and rcgen take it")).expect("rustls and rcgen take it")
+            builder
+                .with_client_auth_cert(
+                    chain,
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("rustls and rcgen take it"),
+                )
+                .expect("rustls and rcgen take it")
         } else {
             builder.with_no_client_auth()
         };

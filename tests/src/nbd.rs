@@ -358,8 +358,7 @@ impl Exports for NbdHouse {
             None => self.find(&name).map(|volume| {
                 self.note(format!("attach {name} {}", attach.client));
                 let refuse_writes = self.refuse_writes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let held =
-                    Held { device: volume, events: Arc::clone(&self.events), how: Detach::Lost, refuse_writes };
+                let held = Held { device: volume, events: Arc::clone(&self.events), how: Detach::Lost, refuse_writes };
                 Box::new(held) as Box<dyn Attachment>
             }),
         };

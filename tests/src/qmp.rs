@@ -45,7 +45,17 @@ impl LiveMachine {
         let monitor = format!("unix:{},server=on,wait=off", socket.display());
         let mut child = Command::new(program)
             .args(arguments)
-            .args(["-accel", "tcg,thread=multi", "-nodefaults", "-display", "none", "-serial", "stdio", "-qmp", &monitor])
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-nodefaults",
+                "-display",
+                "none",
+                "-serial",
+                "stdio",
+                "-qmp",
+                &monitor,
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

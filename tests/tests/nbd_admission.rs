@@ -197,9 +197,12 @@ fn a_machine_whose_writes_were_lost_is_not_told_that_they_are_flushed() {
             // One that goes on: it neither starts anew nor reads the first sector.
             let mut old = open(&host, style).await;
             assert_eq!(old.call(Command::Read, 0, 4096, 8, &[]).await.unwrap().bytes(), 4096u64.to_be_bytes());
-            for (command, data) in
-                [(Command::Flush, &[][..]), (Command::Write, &[1; 512]), (Command::Trim, &[]), (Command::WriteZeroes, &[])]
-            {
+            for (command, data) in [
+                (Command::Flush, &[][..]),
+                (Command::Write, &[1; 512]),
+                (Command::Trim, &[]),
+                (Command::WriteZeroes, &[]),
+            ] {
                 let (offset, length) = if command == Command::Flush { (0, 0) } else { (512 * 9, 512) };
                 let refused = old.call(command, 0, offset, length, data).await.unwrap();
                 assert_eq!(refused.errno, errno::EIO, "{command:?}");

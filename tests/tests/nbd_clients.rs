@@ -239,7 +239,8 @@ assert driver.get("error_policy") == "stop"
 fn the_libvirt_example_is_a_domain() {
     let xml = fs::read_to_string(tree().join("examples/nbd/domain.xml")).unwrap();
     // The one thing that libvirt 9.0 does not know.
-    let known: String = xml.lines().filter(|line| !line.contains("<reconnect ")).map(|line| format!("{line}\n")).collect();
+    let known: String =
+        xml.lines().filter(|line| !line.contains("<reconnect ")).map(|line| format!("{line}\n")).collect();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("domain.xml");
     fs::write(&path, known).unwrap();

@@ -43,7 +43,11 @@ async fn writes_lost_by_a_kill_are_never_told_flushed_and_a_fresh_start_goes_on(
         // Neither an orderly restart nor another kill makes the lost writes come back.
         gateway.interrupt();
         gateway.start();
-        assert_eq!(call(&mut open(&gateway).await, Command::Flush, 0, &[]).await, errno::EIO, "{durability}: restarted");
+        assert_eq!(
+            call(&mut open(&gateway).await, Command::Flush, 0, &[]).await,
+            errno::EIO,
+            "{durability}: restarted"
+        );
         gateway.kill();
         gateway.start();
         let mut fresh = open(&gateway).await;

@@ -28,7 +28,9 @@ impl Gateway {
         match event {
             PowerEvent::On => {
                 // Whoever switches it on knows that its machine begins anew.
-                if let Some(volume) = self.open.of(Of::Clone(clone.state.record.id)).and_then(|open| open.volume.clone()) {
+                if let Some(volume) =
+                    self.open.of(Of::Clone(clone.state.record.id)).and_then(|open| open.volume.clone())
+                {
                     volume.begin_anew();
                 }
                 self.power_on(&clone).await

@@ -10,9 +10,9 @@ use clonegate_core::{Error, ErrorKind, Result};
 
 use super::commit::{Command, Committer, closed};
 use super::core::{Core, Role, Seen};
+use crate::delta::Engine;
 use crate::delta::claim::{Claimant, claim};
 use crate::delta::journal::Journal;
-use crate::delta::Engine;
 use crate::delta::load::{End, Listing, Loaded, load};
 use crate::delta::unsettled::Found;
 use crate::device::Version;
