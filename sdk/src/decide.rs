@@ -110,11 +110,14 @@ impl Inventory {
 
     /// Ready bases of the image with a free slot, on a datastore that takes the clone, and not rejected.
     pub fn ready_bases<'a>(&'a self, ask: &'a PlacementRequest) -> impl Iterator<Item = &'a Base> {
-        self.bases.iter().filter(|b| {
+        // Sorted once: there may be many more bases than datastores.
+        let mut places: Vec<&str> = self.datastores.iter().filter(|d| d.takes(ask)).map(|d| d.id.as_str()).collect();
+        places.sort_unstable();
+        self.bases.iter().filter(move |b| {
             b.image == ask.image
                 && b.state == BaseState::Ready
                 && b.room() > 0
-                && self.datastore(&b.datastore).is_some_and(|d| d.takes(ask))
+                && places.binary_search(&b.datastore.as_str()).is_ok()
                 && !ask.rejected.iter().any(|r| matches!(&r.target, Target::Base(id) if *id == b.id))
         })
     }

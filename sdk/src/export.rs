@@ -91,7 +91,10 @@ macro_rules! __export_part {
                 request: $crate::types::PlacementRequest,
                 inventory: $crate::types::Inventory,
             ) -> $crate::Decision<$crate::types::PlacementVerdict> {
-                POLICY.with(|p| <$policy as $crate::Placement>::place(&p.borrow(), &ctx, &request, &inventory))
+                let verdict =
+                    POLICY.with(|p| <$policy as $crate::Placement>::place(&p.borrow(), &ctx, &request, &inventory));
+                $crate::__leave((ctx, request, inventory));
+                verdict
             }
         }
         $crate::bindings::placement::export_placement!(Shim with_types_in $crate::bindings::placement);
@@ -103,7 +106,10 @@ macro_rules! __export_part {
                 request: $crate::types::RolloverRequest,
                 inventory: $crate::types::Inventory,
             ) -> $crate::Decision<$crate::types::RolloverVerdict> {
-                POLICY.with(|p| <$policy as $crate::Rollover>::roll_over(&p.borrow(), &ctx, &request, &inventory))
+                let verdict =
+                    POLICY.with(|p| <$policy as $crate::Rollover>::roll_over(&p.borrow(), &ctx, &request, &inventory));
+                $crate::__leave((ctx, request, inventory));
+                verdict
             }
         }
         $crate::bindings::rollover::export_rollover!(Shim with_types_in $crate::bindings::rollover);
@@ -114,9 +120,19 @@ macro_rules! __export_part {
                 ctx: $crate::types::Context,
                 request: $crate::types::ResetRequest,
             ) -> $crate::Decision<$crate::types::ResetVerdict> {
-                POLICY.with(|p| <$policy as $crate::Reset>::reset(&p.borrow(), &ctx, &request))
+                let verdict = POLICY.with(|p| <$policy as $crate::Reset>::reset(&p.borrow(), &ctx, &request));
+                $crate::__leave((ctx, request));
+                verdict
             }
         }
         $crate::bindings::reset::export_reset!(Shim with_types_in $crate::bindings::reset);
     };
+}
+
+/// Leaves what was asked where it is: the instance is thrown away after its one answer, and giving back a thousand texts one by
+/// one would take longer than most decisions.
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+pub fn __leave<T>(asked: T) {
+    std::mem::forget(asked);
 }

@@ -38,6 +38,9 @@ pub mod testing;
 pub mod types;
 
 pub use decide::{Decision, Placement, Reset, Rollover, cannot_decide, choose, refuse};
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+pub use export::__leave;
 #[doc(hidden)]
 pub use settings::{__bounds, __from_json, __in_range, __object, __object_schema, __text};
 pub use settings::{Problem, Setting, Settings};

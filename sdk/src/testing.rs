@@ -12,7 +12,7 @@
 
 mod record;
 
-pub use record::{Difference, Replay, replay_placement, replay_reset, replay_rollover};
+pub use record::{Difference, Replay, recorded_settings, replay_placement, replay_reset, replay_rollover};
 
 use crate::types::{
     Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Lifetime, PlacementRequest, PlacementVerdict,

@@ -1,9 +1,14 @@
 //! Which plugins are asked for what, in which order, with which settings.
 
+use std::time::Duration;
+
+use bytesize::ByteSize;
 use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use clonegate_core::advice::Slot;
+
+use crate::limits::CallLimits;
 
 /// Whether an answer counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -42,6 +47,8 @@ pub struct Binding {
     pub settings: serde_json::Value,
     /// What stands when it fails.
     pub on_failure: OnFailure,
+    /// What a call may take, where that differs from the sandbox; in configuration the keys `fuel`, `memory` and `time`.
+    pub limits: CallLimits,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -56,6 +63,12 @@ struct Table {
     on_failure: OnFailure,
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     settings: serde_json::Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fuel: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory: Option<ByteSize>,
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    time: Option<Duration>,
 }
 
 impl Serialize for Binding {
@@ -63,8 +76,10 @@ impl Serialize for Binding {
         if *self == Self::of(&self.plugin) {
             return serializer.serialize_str(&self.plugin);
         }
-        let Self { plugin, pools, mode, settings, on_failure } = self.clone();
-        Table { plugin, pools, mode, on_failure, settings }.serialize(serializer)
+        let Self { plugin, pools, mode, settings, on_failure, limits } = self.clone();
+        let CallLimits { fuel, memory_bytes, wall: time } = limits;
+        let memory = memory_bytes.map(ByteSize::b);
+        Table { plugin, pools, mode, on_failure, settings, fuel, memory, time }.serialize(serializer)
     }
 }
 
@@ -77,6 +92,7 @@ impl Binding {
             mode: Mode::Enforce,
             settings: serde_json::Value::Null,
             on_failure: OnFailure::Builtin,
+            limits: CallLimits::default(),
         }
     }
 
@@ -104,12 +120,19 @@ impl<'de> Deserialize<'de> for Binding {
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Binding, A::Error> {
                 let t = Table::deserialize(MapAccessDeserializer::new(map))?;
+                let memory_bytes = t.memory.map(|bytes| bytes.as_u64());
+                let limits = CallLimits { fuel: t.fuel, memory_bytes, wall: t.time };
+                if let Some((key, range)) = limits.wrong() {
+                    let plugin = &t.plugin;
+                    return Err(serde::de::Error::custom(format!("`{key}` of the plugin {plugin} is {range}")));
+                }
                 Ok(Binding {
                     plugin: t.plugin,
                     pools: t.pools,
                     mode: t.mode,
                     settings: t.settings,
                     on_failure: t.on_failure,
+                    limits,
                 })
             }
         }
@@ -198,5 +221,30 @@ mod tests {
         assert!(text.starts_with(r#"{"placement":["spread",{"plugin":"tenant","pools""#), "{text}");
         let wrong = serde_json::from_str::<Chains>(r#"{"reset": [{"plugin": "a", "colour": 1}]}"#).unwrap_err();
         assert!(wrong.to_string().contains("colour"), "{wrong}");
+    }
+
+    #[test]
+    fn a_place_in_a_chain_has_limits_of_its_own_within_bounds() {
+        let read = |keys: &str| serde_json::from_str::<Binding>(&format!(r#"{{"plugin": "a", {keys}}}"#));
+        let binding = read(r#""fuel": 40000000, "memory": "32MiB", "time": "500ms""#).unwrap();
+        let expect = CallLimits {
+            fuel: Some(40_000_000),
+            memory_bytes: Some(32 << 20),
+            wall: Some(Duration::from_millis(500)),
+        };
+        assert_eq!(binding.limits, expect);
+        let text = serde_json::to_string(&binding).unwrap();
+        assert_eq!(serde_json::from_str::<Binding>(&text).unwrap(), binding, "{text}");
+        for (keys, key) in [
+            (r#""fuel": 1"#, "fuel"),
+            (r#""fuel": 3000000000"#, "fuel"),
+            (r#""memory": "1KiB""#, "memory"),
+            (r#""memory": "65MiB""#, "memory"),
+            (r#""time": "1ms""#, "time"),
+            (r#""time": "3s""#, "time"),
+        ] {
+            let wrong = read(keys).unwrap_err().to_string();
+            assert!(wrong.contains(&format!("`{key}` of the plugin a is from")), "{keys}: {wrong}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use clonegate_core::advice::{Answer, Context, Question};
 use serde::{Deserialize, Serialize};
 use wasmtime::{ResourceLimiter, Store, Trap};
 
-use crate::limits::{CORE_INSTANCES, Limits, MEMORIES, TABLES};
+use crate::limits::{Allowance, CORE_INSTANCES, CallLimits, Limits, MEMORIES, TABLES};
 use crate::plugin::Plugin;
 use crate::wit::{self, wit as types};
 
@@ -79,6 +79,9 @@ pub struct Call {
     /// Most linear memory it had, bytes.
     #[serde(default)]
     pub memory: usize,
+    /// Linear memory it might have had, bytes.
+    #[serde(default)]
+    pub memory_limit: usize,
     /// How long it took, microseconds.
     #[serde(default)]
     pub us: u64,
@@ -170,8 +173,22 @@ impl wit::log::Host for State {
 impl Plugin {
     /// Asks the plugin on a fresh instance. Blocks for at most the wall limit.
     pub fn ask(&self, settings: &str, context: &Context, question: &Question) -> Call {
-        let fuel = self.engine.limits().fuel(question.records());
-        self.call(fuel, |plugin, store, instance| {
+        self.ask_within(&CallLimits::default(), settings, context, question)
+    }
+
+    /// The same, with limits of its own.
+    pub fn ask_within(&self, own: &CallLimits, settings: &str, context: &Context, question: &Question) -> Call {
+        self.ask_allowed(Allowance::of(self.engine.limits(), own, question.records()), settings, context, question)
+    }
+
+    pub(crate) fn ask_allowed(
+        &self,
+        allowance: Allowance,
+        settings: &str,
+        context: &Context,
+        question: &Question,
+    ) -> Call {
+        self.call(allowance, |plugin, store, instance| {
             plugin.configure_in(store, instance, settings)?;
             plugin.ask_in(store, instance, context, question)
         })
@@ -181,9 +198,14 @@ impl Plugin {
     ///
     /// # Errors
     /// When the call itself fails.
-    pub fn check_settings(&self, settings: &str) -> std::result::Result<Vec<SettingsProblem>, Fault> {
+    pub fn check_settings(
+        &self,
+        own: &CallLimits,
+        settings: &str,
+    ) -> std::result::Result<Vec<SettingsProblem>, Fault> {
         let mut problems = Vec::new();
-        let call = self.call(self.engine.limits().fuel(0), |plugin, store, instance| {
+        let allowance = Allowance::of(self.engine.limits(), own, 0);
+        let call = self.call(allowance, |plugin, store, instance| {
             problems = plugin.configure_said(store, instance, settings)?;
             Ok(Outcome::Skipped(String::new()))
         });
@@ -195,7 +217,8 @@ impl Plugin {
 
     pub(crate) fn call_describe(&self) -> std::result::Result<Said, String> {
         let mut said = None;
-        let call = self.call(self.engine.limits().fuel(0), |plugin, store, instance| {
+        let allowance = Allowance::of(self.engine.limits(), &CallLimits::default(), 0);
+        let call = self.call(allowance, |plugin, store, instance| {
             let guest = plugin.exports.plugin.load(&mut *store, instance)?;
             said = Some(guest.call_describe(&mut *store)?);
             Ok(Outcome::Skipped(String::new()))
@@ -209,38 +232,39 @@ impl Plugin {
 
     fn call(
         &self,
-        fuel: u64,
+        allowance: Allowance,
         run: impl FnOnce(&Self, &mut Store<State>, &wasmtime::component::Instance) -> wasmtime::Result<Outcome>,
     ) -> Call {
         let start = Instant::now();
         let limits = self.engine.limits();
-        let mut store = self.store(limits);
-        let ready = store.set_fuel(fuel);
-        store.set_epoch_deadline(limits.ticks());
+        let mut store = self.store(limits, &allowance);
+        let ready = store.set_fuel(allowance.fuel);
+        store.set_epoch_deadline(allowance.ticks());
         let mut started = false;
         let outcome = ready.and_then(|()| self.pre.instantiate(&mut store)).and_then(|instance| {
             started = true;
             run(self, &mut store, &instance)
         });
-        let used = fuel.saturating_sub(store.get_fuel().unwrap_or(0));
+        let used = allowance.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         let State { meter, mut log } = store.into_data();
         if log.truncated {
             log.lines.push(("warn".into(), "further lines were left away: a call may log 32 lines and 8 KiB".into()));
         }
-        let outcome = outcome.unwrap_or_else(|e| Outcome::Trap(fault(&e, started, &meter, limits)));
+        let outcome = outcome.unwrap_or_else(|e| Outcome::Trap(fault(&e, started, &meter, &allowance)));
         Call {
             outcome,
             fuel: used,
-            fuel_limit: fuel,
+            fuel_limit: allowance.fuel,
             memory: meter.memory,
+            memory_limit: allowance.memory_bytes,
             us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
             logs: log.lines,
         }
     }
 
-    fn store(&self, limits: &Limits) -> Store<State> {
+    fn store(&self, limits: &Limits, allowance: &Allowance) -> Store<State> {
         let meter =
-            Meter { memory_max: limits.memory_bytes, table_max: limits.table_elements, memory: 0, refused: false };
+            Meter { memory_max: allowance.memory_bytes, table_max: limits.table_elements, memory: 0, refused: false };
         let log = CallLog {
             lines_max: limits.log_lines,
             line_bytes_max: limits.log_line_bytes,
@@ -342,15 +366,15 @@ fn outcome<V>(said: std::result::Result<V, types::Failure>, answer: impl FnOnce(
     }
 }
 
-fn fault(error: &wasmtime::Error, started: bool, meter: &Meter, limits: &Limits) -> Fault {
+fn fault(error: &wasmtime::Error, started: bool, meter: &Meter, allowance: &Allowance) -> Fault {
     if let Some(Refused(why)) = error.downcast_ref::<Refused>() {
         return Fault::new("settings", why.clone());
     }
     let memory =
-        || Fault::new("out-of-memory", format!("it needs more than {} MiB of memory", limits.memory_bytes >> 20));
+        || Fault::new("out-of-memory", format!("it needs more than {} MiB of memory", allowance.memory_bytes >> 20));
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => Fault::new("out-of-fuel", "it used up its fuel: an endless loop, or too much work"),
-        Some(Trap::Interrupt) => Fault::new("time-out", format!("it ran longer than {} ms", limits.wall.as_millis())),
+        Some(Trap::Interrupt) => Fault::new("time-out", format!("it ran longer than {} ms", allowance.wall.as_millis())),
         Some(Trap::StackOverflow) => Fault::new("stack-overflow", "it recurses too deeply"),
         _ if meter.refused => memory(),
         Some(trap) => Fault::new("crashed", trap.to_string()),

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clonegate_core::advice::{
-    Answer, Context, Hold, PlacementVerdict, Question, Rejection, ResetVerdict, RolloverVerdict, check,
+    Answer, Context, Hold, PlacementVerdict, Question, Rejection, ResetVerdict, RolloverVerdict, Slot, check,
 };
 use parking_lot::Mutex;
 
 use crate::binding::{Binding, Mode, OnFailure};
 use crate::breaker::Breaker;
 use crate::call::{Call, Fault, Outcome};
+use crate::install::check_settings;
 use crate::plugin::{Plugin, WIT};
 use crate::record::{Attempt, BUILT_IN, RECORD_VERSION, Record};
 
@@ -22,6 +23,8 @@ pub(crate) struct Link {
     /// None: not installed, or refused; the chain goes on.
     pub(crate) plugin: Option<Arc<Plugin>>,
     pub(crate) settings: String,
+    /// Why the plugin, though it is there, cannot be asked here; the chain goes on.
+    pub(crate) problem: Option<String>,
     pub(crate) breaker: Mutex<Breaker>,
     pub(crate) counts: Counts,
 }
@@ -39,9 +42,29 @@ pub(crate) struct Counts {
 }
 
 impl Link {
-    pub(crate) fn new(binding: Binding, plugin: Option<Arc<Plugin>>) -> Self {
+    /// A place in the chain of a slot. What is wrong with the settings is found here, once, and not at every question.
+    pub(crate) fn new(slot: Slot, binding: Binding, plugin: Option<Arc<Plugin>>) -> Self {
         let settings = binding.settings_text();
-        Self { binding, plugin, settings, breaker: Mutex::default(), counts: Counts::default() }
+        let problem = plugin.as_ref().and_then(|plugin| {
+            if !plugin.info().slots.contains(&slot) {
+                return Some(format!("it does not decide {slot}"));
+            }
+            check_settings(plugin, &binding.limits, &settings).err().map(|e| format!("settings: {}", e.message()))
+        });
+        let name = &binding.plugin;
+        match (&plugin, &problem) {
+            (None, _) => tracing::error!(plugin = name, %slot, "a plugin of a chain is not there; the chain goes on without it"),
+            (_, Some(problem)) => {
+                tracing::error!(plugin = name, %slot, problem, "a plugin cannot be asked; the chain goes on without it");
+            }
+            (Some(_), None) => {}
+        }
+        Self { binding, plugin, settings, problem, breaker: Mutex::default(), counts: Counts::default() }
+    }
+
+    /// Whether nobody is asked at this place.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.plugin.is_none() || self.problem.is_some()
     }
 
     /// Asks the plugin, unless it is missing or its breaker is open; an answer of a wrong form is a failure.
@@ -65,12 +88,17 @@ impl Link {
         };
         attempt.version.clone_from(&plugin.info().version);
         attempt.component.clone_from(&plugin.info().digest);
+        if let Some(problem) = &self.problem {
+            self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            attempt.call = skipped(problem);
+            return attempt;
+        }
         if !self.breaker.lock().allows(context.now_ms) {
             self.counts.skipped.fetch_add(1, Ordering::Relaxed);
             attempt.call = skipped("its breaker is open");
             return attempt;
         }
-        attempt.call = plugin.ask(&self.settings, context, question);
+        attempt.call = plugin.ask_within(&self.binding.limits, &self.settings, context, question);
         if let Outcome::Answer(answer) = &attempt.call.outcome
             && let Err(e) = check::validate(question, answer)
         {
@@ -102,7 +130,7 @@ impl Link {
 }
 
 fn skipped(why: &str) -> Call {
-    Call { outcome: Outcome::Skipped(why.to_owned()), fuel: 0, fuel_limit: 0, memory: 0, us: 0, logs: Vec::new() }
+    Call { outcome: Outcome::Skipped(why.to_owned()), fuel: 0, fuel_limit: 0, memory: 0, memory_limit: 0, us: 0, logs: Vec::new() }
 }
 
 /// Asks a chain. `allow_persistent_reset` is the operator's word on resets of persistent clones.

@@ -1,8 +1,8 @@
 //! The plugins of a gateway and their chains: asks, records, and exchanges plugins while it runs.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
@@ -86,6 +86,8 @@ pub struct PolicyHost {
     pub(crate) active: ArcSwap<Active>,
     /// What is installed under which name; locked while a plugin is exchanged, never while one is asked.
     pub(crate) entries: Mutex<BTreeMap<String, Entry>>,
+    /// What is loaded, by digest, for as long as somebody holds it.
+    pub(crate) loaded: Mutex<HashMap<blake3::Hash, Weak<Plugin>>>,
     workers: Workers,
     pub(crate) journal: Journal,
     sequence: [AtomicU64; 3],
@@ -118,7 +120,8 @@ impl Active {
 pub struct PluginStatus {
     /// The name that it is installed under.
     pub name: String,
-    /// `active`, `available` (embedded, and in no chain), or `missing` (in a chain, and not loaded).
+    /// `active`, `available` (in no chain), `missing` (in a chain, and not loaded), or `refused` (in chains, and nowhere
+    /// asked: each place says why).
     pub state: &'static str,
     /// What it is; none while it is not loaded.
     pub info: Option<PluginInfo>,
@@ -141,6 +144,8 @@ pub struct LinkStatus {
     pub mode: Mode,
     /// Pools that it is asked for; empty: all.
     pub pools: Vec<String>,
+    /// Why it is not asked here, though it is loaded: wrong settings, or it does not decide this.
+    pub problem: Option<String>,
     /// Until when it is not asked because it kept failing, milliseconds since 1970 UTC.
     pub breaker_open_until_ms: Option<u64>,
     /// Calls.
@@ -166,6 +171,8 @@ pub struct HostStats {
     pub decisions: [u64; 3],
     /// Decisions that the built-in rule made because plugins failed or were too busy.
     pub fallbacks: u64,
+    /// Places in chains where nobody is asked: the plugin is not there, or its settings are refused.
+    pub empty_places: u64,
     /// Decisions that were not recorded.
     pub records_lost: u64,
     /// Ticks of the thread that ends loops; stands still only when the sandbox is broken.
@@ -193,6 +200,7 @@ impl PolicyHost {
             settings,
             active: ArcSwap::default(),
             entries: Mutex::default(),
+            loaded: Mutex::default(),
             workers,
             journal,
             sequence: Default::default(),
@@ -257,6 +265,7 @@ impl PolicyHost {
                 slot,
                 mode: link.binding.mode,
                 pools: link.binding.pools.clone(),
+                problem: link.problem.clone(),
                 breaker_open_until_ms: link.breaker.lock().open_until_ms(),
                 asked: link.counts.asked.load(Ordering::Relaxed),
                 answered: link.counts.answered.load(Ordering::Relaxed),
@@ -270,16 +279,25 @@ impl PolicyHost {
         PluginStatus {
             name: name.to_owned(),
             state: match (plugin, links.is_empty()) {
+                (Some(_), false) if links.iter().all(|link| link.problem.is_some()) => "refused",
                 (Some(_), false) => "active",
                 (None, false) => "missing",
                 (_, true) => "available",
             },
             info: plugin.map(|p| p.info().clone()),
             embedded: entry.map_or(self.is_embedded(name), |e| e.embedded),
-            previous: entry.and_then(|e| e.previous.as_ref()).map(|(p, _)| p.info().version.clone()),
+            previous: entry.and_then(|e| e.previous.as_ref()).map(|p| p.version.clone()),
             problem: entry.and_then(|e| e.problem.clone()),
             links,
         }
+    }
+
+    /// Places in chains where nobody is asked, each with the reason: for people.
+    pub fn empty_places(&self) -> Vec<(Slot, String, String)> {
+        let active = self.active.load();
+        let empty = active.all().filter(|(_, link)| link.is_empty());
+        let why = |link: &Link| link.problem.clone().unwrap_or_else(|| "it is not installed, or cannot be loaded".into());
+        empty.map(|(slot, link)| (slot, link.binding.plugin.clone(), why(link))).collect()
     }
 
     /// Figures.
@@ -287,6 +305,7 @@ impl PolicyHost {
         HostStats {
             decisions: [0, 1, 2].map(|slot| self.sequence[slot].load(Ordering::Relaxed)),
             fallbacks: self.fallbacks.load(Ordering::Relaxed),
+            empty_places: self.active.load().all().map(|(_, link)| u64::from(link.is_empty())).sum(),
             records_lost: self.journal.lost(),
             ticks: self.engine.ticks(),
         }
@@ -357,8 +376,7 @@ impl PolicyHost {
         let old = self.active.load_full();
         let links = Slot::ALL.map(|slot| {
             let links = chains.of(slot).iter().map(|binding| {
-                let entry = entries.get(&binding.plugin).and_then(|e| e.plugin.as_ref());
-                let plugin = entry.filter(|p| p.info().slots.contains(&slot));
+                let plugin = entries.get(&binding.plugin).and_then(|e| e.plugin.as_ref());
                 let unchanged = old.of(slot).iter().find(|link| {
                     link.binding == *binding
                         && match (&link.plugin, plugin) {
@@ -367,7 +385,7 @@ impl PolicyHost {
                             _ => false,
                         }
                 });
-                unchanged.cloned().unwrap_or_else(|| Arc::new(Link::new(binding.clone(), plugin.cloned())))
+                unchanged.cloned().unwrap_or_else(|| Arc::new(Link::new(slot, binding.clone(), plugin.cloned())))
             });
             links.collect()
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use clonegate_core::ids::Name;
@@ -13,7 +13,9 @@ use serde::Serialize;
 use crate::binding::Mode;
 use crate::compile::Compiler;
 use crate::host::PolicyHost;
+use crate::limits::CallLimits;
 use crate::plugin::{Plugin, PluginInfo};
+use crate::previous::Previous;
 use crate::replay::Replay;
 
 /// Share of replayed questions that a new version may fail, percent.
@@ -23,8 +25,8 @@ const FAILURES_PERCENT_MAX: usize = 5;
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
     pub(crate) plugin: Option<Arc<Plugin>>,
-    /// The version before, with its bytes, for a rollback.
-    pub(crate) previous: Option<(Arc<Plugin>, Arc<[u8]>)>,
+    /// The version before, for a rollback.
+    pub(crate) previous: Option<Previous>,
     pub(crate) bytes: Arc<[u8]>,
     pub(crate) embedded: bool,
     pub(crate) problem: Option<String>,
@@ -63,7 +65,7 @@ impl PolicyHost {
     /// Those of [`Plugin::load`]; `bad-settings` (the settings in a chain are refused, with the JSON path), `fails-on-replay`,
     /// `differs` (invalid). The installed version stays at work, and [`PolicyHost::list`] says why.
     pub fn install(&self, name: Option<&str>, bytes: &[u8], options: InstallOptions) -> Result<InstallReport> {
-        let plugin = match Plugin::load(&self.engine, bytes, &self.settings.compiler) {
+        let plugin = match self.load(bytes, &self.settings.compiler) {
             Ok(plugin) => plugin,
             Err(e) => {
                 if let Some(name) = name {
@@ -99,8 +101,9 @@ impl PolicyHost {
         if options.dry_run {
             return Ok(report);
         }
-        self.keep_file(name, bytes)?;
-        entry.previous = entry.plugin.take().map(|p| (p, Arc::clone(&entry.bytes)));
+        let previous = entry.plugin.as_ref().map(|p| Previous::of(Arc::clone(p), Arc::clone(&entry.bytes)));
+        self.keep(name, previous.as_ref(), bytes)?;
+        entry.previous = previous.or(entry.previous.take());
         entry.plugin = Some(plugin);
         entry.bytes = bytes.into();
         entry.embedded = false;
@@ -112,33 +115,44 @@ impl PolicyHost {
         Ok(report)
     }
 
-    /// Brings the version before back, and keeps the present one for the next rollback.
+    /// Brings the version before back, and keeps the present one for the next rollback. `dry_run` only says which it would be.
     ///
     /// # Errors
-    /// `no-such-plugin` (not found), `nothing-to-roll-back` (conflict).
-    pub fn rollback(&self, name: &str) -> Result<PluginInfo> {
+    /// `no-such-plugin` (not found), `nothing-to-roll-back` (conflict); those of [`Plugin::load`].
+    pub fn rollback(&self, name: &str, dry_run: bool) -> Result<PluginInfo> {
         let mut entries = self.entries.lock();
         let entry = entries.get_mut(name).ok_or_else(|| no_such(name))?;
-        let Some((plugin, bytes)) = entry.previous.take() else {
+        let Some(before) = &entry.previous else {
             return Err(
                 Error::conflict("nothing-to-roll-back", "there is no version before this one").on(name.to_owned())
             );
         };
-        self.keep_file(name, &bytes)?;
-        let present = entry.plugin.replace(Arc::clone(&plugin));
-        let present_bytes = std::mem::replace(&mut entry.bytes, bytes);
-        entry.previous = present.map(|p| (p, present_bytes));
+        let bytes = Arc::clone(&before.bytes);
+        let plugin = match &before.plugin {
+            Some(plugin) => Arc::clone(plugin),
+            None => self.load(&bytes, &self.settings.compiler).map_err(|e| e.on(name.to_owned()))?,
+        };
+        if dry_run {
+            return Ok(plugin.info().clone());
+        }
+        let present = entry.plugin.as_ref().map(|p| Previous::of(Arc::clone(p), Arc::clone(&entry.bytes)));
+        self.keep(name, present.as_ref(), &bytes)?;
+        entry.plugin = Some(Arc::clone(&plugin));
+        entry.bytes = bytes;
+        entry.previous = present;
+        entry.embedded = false;
         entry.problem = None;
         entry.stamp = self.file(name).and_then(|path| stamp(&path));
         self.relink(&entries, self.chains());
         Ok(plugin.info().clone())
     }
 
-    /// Removes an installed plugin; an embedded one of that name stands in again. Chains that name it go on without.
+    /// Removes an installed plugin and the version before it; an embedded one of that name stands in again. Chains that name it go
+    /// on without. `dry_run` only says whether it could be removed.
     ///
     /// # Errors
     /// `no-such-plugin` (not found), `embedded-plugin` (denied).
-    pub fn remove(&self, name: &str) -> Result<()> {
+    pub fn remove(&self, name: &str, dry_run: bool) -> Result<()> {
         let mut entries = self.entries.lock();
         let entry = entries.get(name).ok_or_else(|| no_such(name))?;
         if entry.embedded {
@@ -146,7 +160,11 @@ impl PolicyHost {
                 .on(name.to_owned())
                 .hint("take it out of the chains in the configuration"));
         }
-        if let Some(path) = self.file(name) {
+        if dry_run {
+            return Ok(());
+        }
+        let before = self.settings.plugins.as_ref().map(|directory| Previous::file(directory, name));
+        for path in self.file(name).into_iter().chain(before) {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(directory_failed(&path, e)),
                 _ => {}
@@ -185,7 +203,7 @@ impl PolicyHost {
                 .collect()
         };
         for name in gone {
-            if self.remove(&name).is_err() {
+            if self.remove(&name, false).is_err() {
                 self.entries.lock().remove(&name);
             }
         }
@@ -197,9 +215,10 @@ impl PolicyHost {
         let mut entries = self.entries.lock();
         for (name, (path, stamp)) in files(directory) {
             let loaded = read(&path, self.engine.limits().component_bytes).and_then(|bytes| {
-                Plugin::load(&self.engine, &bytes, &self.settings.compiler).map(|plugin| (plugin, bytes))
+                self.load(&bytes, &self.settings.compiler).map(|plugin| (plugin, bytes))
             });
-            let mut entry = Entry { stamp: Some(stamp), ..Entry::default() };
+            let previous = Previous::read(directory, &name, self.engine.limits().component_bytes);
+            let mut entry = Entry { stamp: Some(stamp), previous, ..Entry::default() };
             match loaded {
                 Ok((plugin, bytes)) => {
                     entry.plugin = Some(plugin);
@@ -224,7 +243,7 @@ impl PolicyHost {
             return;
         };
         let entry = entries.entry(name.to_owned()).or_default();
-        match Plugin::load(&self.engine, embedded.component, &Compiler::Here) {
+        match self.load(embedded.component, &Compiler::Here) {
             Ok(plugin) => {
                 entry.plugin = Some(plugin);
                 entry.bytes = embedded.component.into();
@@ -232,6 +251,19 @@ impl PolicyHost {
             }
             Err(e) => entry.problem = Some(problem("load", &e)),
         }
+    }
+
+    /// Loads a component, or takes the one that is loaded already: plugins are the same under every name, and compiling is the dear part.
+    fn load(&self, bytes: &[u8], compiler: &Compiler) -> Result<Arc<Plugin>> {
+        let digest = blake3::hash(bytes);
+        if let Some(plugin) = self.loaded.lock().get(&digest).and_then(Weak::upgrade) {
+            return Ok(plugin);
+        }
+        let plugin = Plugin::load(&self.engine, bytes, compiler)?;
+        let mut loaded = self.loaded.lock();
+        loaded.retain(|_, plugin| plugin.strong_count() > 0);
+        loaded.insert(digest, Arc::downgrade(&plugin));
+        Ok(plugin)
     }
 
     /// Checks the settings of every chain that names the plugin, and asks it the last recorded questions of these chains.
@@ -250,10 +282,10 @@ impl PolicyHost {
                     .on(name.to_owned());
                 return Err(("link", e));
             }
-            check_settings(plugin, &link.settings).map_err(|e| ("settings", e.on(name.to_owned())))?;
+            check_settings(plugin, &link.binding.limits, &link.settings).map_err(|e| ("settings", e.on(name.to_owned())))?;
             for record in self.journal.recent(slot) {
                 if link.binding.covers(record.question.pool()) {
-                    replay.compare(plugin, name, &link.settings, &record);
+                    replay.compare(plugin, name, &link.settings, &link.binding.limits, &record);
                 }
             }
             must_agree &= link.binding.mode == Mode::Enforce;
@@ -290,13 +322,21 @@ impl PolicyHost {
         self.settings.plugins.as_ref().map(|directory| directory.join(format!("{name}.wasm")))
     }
 
-    fn keep_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Writes the version before, then the installed one. Cut in between, both are the same, and a rollback changes nothing.
+    fn keep(&self, name: &str, previous: Option<&Previous>, bytes: &[u8]) -> Result<()> {
         let (Some(path), Some(directory)) = (self.file(name), &self.settings.plugins) else { return Ok(()) };
         let partial = directory.join(format!(".{name}.partial"));
-        fs::create_dir_all(directory)
-            .and_then(|()| fs::write(&partial, bytes))
-            .and_then(|()| fs::rename(&partial, &path))
-            .map_err(|e| directory_failed(&path, e))
+        let write = |bytes: &[u8], path: &Path| {
+            fs::write(&partial, bytes)
+                .and_then(|()| fs::File::open(&partial)?.sync_all())
+                .and_then(|()| fs::rename(&partial, path))
+                .map_err(|e| directory_failed(path, e))
+        };
+        fs::create_dir_all(directory).map_err(|e| directory_failed(directory, e))?;
+        if let Some(previous) = previous {
+            write(&previous.encode(), &Previous::file(directory, name))?;
+        }
+        write(bytes, &path)
     }
 }
 
@@ -304,8 +344,8 @@ impl PolicyHost {
 ///
 /// # Errors
 /// `bad-settings` (invalid) with every JSON path, or that the check itself failed.
-pub fn check_settings(plugin: &Plugin, settings: &str) -> Result<()> {
-    let problems = plugin.check_settings(settings).map_err(|fault| {
+pub fn check_settings(plugin: &Plugin, own: &CallLimits, settings: &str) -> Result<()> {
+    let problems = plugin.check_settings(own, settings).map_err(|fault| {
         Error::invalid("bad-settings", format!("checking its settings failed: {} ({})", fault.message, fault.code))
     })?;
     if problems.is_empty() {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::{Call, Fault, Outcome};
 use crate::chain::same;
+use crate::limits::{Allowance, CallLimits};
 use crate::plugin::Plugin;
 use crate::record::{Attempt, Record};
 
@@ -66,11 +67,11 @@ impl Replay {
 
     /// Asks `plugin` what a record asked, and compares with what the same-named plugin (`name`) answered then, or, if it was not
     /// asked, with the answer that counted. "No opinion" never differs from an answer of somebody else.
-    pub fn compare(&mut self, plugin: &Plugin, name: &str, settings: &str, record: &Record) {
+    pub fn compare(&mut self, plugin: &Plugin, name: &str, settings: &str, own: &CallLimits, record: &Record) {
         if !plugin.info().slots.contains(&record.question.slot()) {
             return;
         }
-        let call = checked(plugin.ask(settings, &record.context, &record.question), &record.question);
+        let call = checked(plugin.ask_within(own, settings, &record.context, &record.question), &record.question);
         let then = record.chain.iter().chain(&record.shadow).find(|a| a.plugin == name && a.rejected.is_empty());
         match then.map(|a| &a.call.outcome).filter(|o| !matches!(o, Outcome::Skipped(_))) {
             Some(recorded) => {
@@ -86,7 +87,7 @@ impl Replay {
         }
     }
 
-    /// Asks the same component with the same settings again; every attempt must come out exactly as recorded, reasons and all.
+    /// Asks the same component with the same settings and limits again; every attempt must come out exactly as recorded, reasons and all.
     pub fn verify(&mut self, plugin: &Plugin, record: &Record) {
         for attempt in record.chain.iter().chain(&record.shadow).filter(|a| a.component == plugin.info().digest) {
             if matches!(attempt.call.outcome, Outcome::Skipped(_)) {
@@ -94,7 +95,8 @@ impl Replay {
             }
             let question = question_of(record, attempt);
             let settings = if attempt.settings.is_null() { "{}".to_owned() } else { attempt.settings.to_string() };
-            let call = checked(plugin.ask(&settings, &record.context, &question), &question);
+            let allowance = Allowance::recorded(&attempt.call, plugin.engine.limits(), question.records());
+            let call = checked(plugin.ask_allowed(allowance, &settings, &record.context, &question), &question);
             // Chosen twice in vain is noted by the host as a failure; a time-out is the machine's, not the plugin's.
             let excused = matches!(&attempt.call.outcome, Outcome::Failure(f) if f.code == "bad-answer" && !attempt.rejected.is_empty())
                 || matches!(&attempt.call.outcome, Outcome::Trap(f) if f.code == "time-out");

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use clonegate_core::ids::Name;
 use clonegate_core::{Error, Result};
 
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("Cargo.toml", include_str!("scaffold/cargo.toml")),
     ("src/lib.rs", include_str!("scaffold/lib.rs")),
+    (".cargo/config.toml", include_str!("scaffold/config.toml")),
     ("question.json", include_str!("scaffold/question.json")),
     ("README.md", include_str!("scaffold/README.md")),
     (".gitignore", "/target\n*.wasm\n"),

@@ -14,6 +14,9 @@ pub const INPUT_BYTES_MAX: usize = 8 << 20;
 /// Most runs of a measurement.
 pub const RUNS_MAX: usize = 1_000_000;
 
+/// The time of made-up questions: 2025-01-01 12:00 UTC.
+pub(crate) const FIXED_MS: u64 = 1_735_732_800_000;
+
 /// A question to try a plugin on, from a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Input {
@@ -61,7 +64,7 @@ impl Input {
         }
         let plain: Plain = serde_json::from_str(text).map_err(bad)?;
         // A fixed moment, so that the same file gives the same answer on any day.
-        let fixed = Context { decision: "d_input".into(), now_ms: 1_735_732_800_000, seed: 0, sequence: 0 };
+        let fixed = Context { decision: "d_input".into(), now_ms: FIXED_MS, seed: 0, sequence: 0 };
         Ok(Self { context: plain.context.unwrap_or(fixed), question: plain.question, recorded: None })
     }
 }

@@ -10,7 +10,7 @@ use clonegate_core::advice::{
     Target, Volume,
 };
 use clonegate_policy_host::{
-    BUILT_IN, Binding, Chains, Embedded, HostSettings, InstallOptions, Mode, Moment, OnFailure, Outcome, PolicyHost,
+    BUILT_IN, Binding, CallLimits, Chains, Embedded, HostSettings, InstallOptions, Mode, Moment, OnFailure, Outcome, PolicyHost,
     Record, Replay, read_records,
 };
 use common::{Guest, context, guest, limits, question, words};
@@ -258,9 +258,9 @@ fn a_version_that_answers_otherwise_needs_a_word_and_can_be_rolled_back() {
         host.install(Some("closed"), &other, InstallOptions { accept_differences: true, dry_run: false }).unwrap();
     assert!(report.changed && report.replay.different >= 10, "{report:?}");
     assert_eq!(ask(&host, question(4, 10)).answer.word(), "choose");
-    host.rollback("closed").unwrap();
+    host.rollback("closed", false).unwrap();
     assert_eq!(ask(&host, question(4, 10)).answer.word(), "refuse");
-    host.rollback("closed").unwrap();
+    host.rollback("closed", false).unwrap();
     assert_eq!(ask(&host, question(4, 10)).answer.word(), "choose");
 }
 
@@ -378,7 +378,7 @@ fn decisions_are_recorded_read_back_and_proved_reproducible() {
 
     let other = refuses().load().unwrap();
     let mut replay = Replay::default();
-    read.iter().for_each(|record| replay.compare(&other, "other", "{}", record));
+    read.iter().for_each(|record| replay.compare(&other, "other", "{}", &CallLimits::default(), record));
     assert_eq!((replay.asked, replay.different), (30, 30));
 
     drop(host);

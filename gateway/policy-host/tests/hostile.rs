@@ -297,3 +297,14 @@ fn fuel_grows_with_the_question_and_is_the_same_each_time() {
     assert!(large.fuel_limit > small.fuel_limit + 1_000_000);
     assert_eq!(large.fuel, plugin.ask("{}", &context(), &question(20, 100)).fuel);
 }
+
+/// The looping plugin that the end-to-end tests and `tests/bench` install; `CLONEGATE_UPDATE_GOLDEN=1` writes it anew.
+#[test]
+fn the_looping_component_of_the_end_to_end_tests_is_this_one() {
+    let component = Guest::place(LOOP).component();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/looping.wasm");
+    if std::env::var_os("CLONEGATE_UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &component).unwrap();
+    }
+    assert_eq!(std::fs::read(path).unwrap(), component);
+}

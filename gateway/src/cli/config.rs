@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use clonegate_core::Error;
+use clonegate_policy_host::HostSettings;
 
 use super::Session;
 use super::failure::Failure;
 use super::output::{self, Form};
+use super::running;
+use crate::clock::Clock;
 use crate::config;
+use crate::policy::Policies;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -31,10 +36,14 @@ pub(super) fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
     match verb {
         Verb::Check { config } => {
             let loaded = config::load(config.as_deref())?;
+            let empty = policies(&loaded)?;
             let stores = loaded.datastore.len();
             match session.form {
-                Form::Json => output::json(&serde_json::json!({ "ok": true, "datastores": stores })),
-                Form::Table => output::line(&format!("the configuration is right: {stores} datastores")),
+                Form::Json => output::json(&serde_json::json!({ "ok": true, "datastores": stores, "not_asked": empty })),
+                Form::Table => {
+                    output::line(&format!("the configuration is right: {stores} datastores"));
+                    empty.iter().for_each(|place| output::line(&format!("not asked until it is installed: {place}")));
+                }
             }
         }
         Verb::Print { config } => {
@@ -46,4 +55,20 @@ pub(super) fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Checks the settings of every plugin that is there; says which are not.
+fn policies(config: &config::Config) -> Result<Vec<String>, Failure> {
+    let settings = HostSettings { records: None, ..running::host_settings(config)? };
+    let policies = Policies::start(settings, Clock::system())?;
+    let mut missing = Vec::new();
+    for (slot, plugin, why) in policies.host().empty_places() {
+        match policies.host().plugin(&plugin) {
+            Some(_) => {
+                return Err(Error::invalid("bad-settings", why).on(format!("policy.{slot}: {plugin}")).into());
+            }
+            None => missing.push(format!("{slot}: {plugin}")),
+        }
+    }
+    Ok(missing)
 }

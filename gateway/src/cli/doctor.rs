@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clonegate_core::{Error, Result};
+use clonegate_policy_host::HostSettings;
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -138,6 +139,15 @@ async fn probe(settings: &StoreConfig, gateway: clonegate_core::ids::GatewayId, 
 }
 
 fn policies(config: &Config, clock: &Clock) -> Result<String> {
-    crate::policy::Policies::start(running::host_settings(config)?, clock.clone())?;
-    Ok("the sandbox works and every plugin loads".to_owned())
+    // Nothing is decided here, so nothing is recorded beside a gateway that runs.
+    let settings = HostSettings { records: None, ..running::host_settings(config)? };
+    let policies = crate::policy::Policies::start(settings, clock.clone())?;
+    match policies.host().empty_places().as_slice() {
+        [] => Ok("the sandbox works and every plugin of the chains loads".to_owned()),
+        empty => {
+            let said: Vec<_> = empty.iter().map(|(slot, plugin, why)| format!("{slot}: {plugin}: {why}")).collect();
+            Err(Error::invalid("policy-not-asked", said.join("; "))
+                .hint("install it or mend its settings; until then the next plugin of the chain answers, at last the built-in rule"))
+        }
+    }
 }

@@ -48,13 +48,21 @@ pub(super) enum Verb {
         input: PathBuf,
     },
     /// Measure a component on one question, beside the built-in rule
-    #[command(after_help = "Example:\n  clonegate plugin bench least-full.wasm --input question.json")]
+    #[command(
+        after_help = "Examples:\n  clonegate plugin bench least-full.wasm\n  clonegate plugin bench least-full.wasm --input question.json --runs 5000"
+    )]
     Bench {
         #[command(flatten)]
         plugin: Component,
-        /// A question, or a recorded decision
+        /// A question, or a recorded decision; made up if not said
         #[arg(long, value_name = "FILE")]
-        input: PathBuf,
+        input: Option<PathBuf>,
+        /// Datastores of the question that is made up
+        #[arg(long, default_value_t = 20, conflicts_with = "input")]
+        datastores: u32,
+        /// Bases of the question that is made up
+        #[arg(long, default_value_t = 100, conflicts_with = "input")]
+        bases: u32,
         /// Calls to time
         #[arg(long, default_value_t = 1000)]
         runs: usize,
@@ -108,12 +116,18 @@ pub(super) enum Verb {
     Rollback {
         /// Its name
         name: String,
+        /// Only say which version it would be
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Remove an installed plugin
     #[command(after_help = "Example:\n  clonegate plugin remove least-full")]
     Remove {
         /// Its name
         name: String,
+        /// Only say whether it can be removed
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Write recorded decisions as JSON lines to standard output
     #[command(after_help = "Example:\n  clonegate plugin decisions --since 1d > tests/records.jsonl")]
@@ -146,7 +160,9 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         Verb::Pack { core, out } => local::pack(&core, out),
         Verb::Check { plugin } => local::check(&plugin, session.form),
         Verb::Run { plugin, input } => local::run(&plugin, &input, session.form),
-        Verb::Bench { plugin, input, runs } => local::bench(&plugin, &input, runs, session.form),
+        Verb::Bench { plugin, input, datastores, bases, runs } => {
+            local::bench(&plugin, input.as_deref(), (datastores, bases), runs, session.form)
+        }
         Verb::Replay { plugin, records, since, name, verify } => {
             let wanted = local::Wanted { since: since.map(Into::into), name, verify };
             match records {
@@ -162,8 +178,8 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         }
         Verb::List => remote::list(session).await,
         Verb::Show { name } => remote::show(&name, session).await,
-        Verb::Rollback { name } => remote::rollback(&name, session).await,
-        Verb::Remove { name } => remote::remove(&name, session).await,
+        Verb::Rollback { name, dry_run } => remote::rollback(&name, dry_run, session).await,
+        Verb::Remove { name, dry_run } => remote::remove(&name, dry_run, session).await,
         Verb::Decisions { slot, since, limit } => remote::decisions(slot, since.map(Into::into), limit, session).await,
     }
 }

@@ -367,5 +367,8 @@ fn show_policies(metrics: &Metrics, policies: &Policies) {
     stats("clonegate_policy_decisions", "Decisions", |s| s.decisions.iter().sum());
     stats("clonegate_policy_fallbacks", "Decisions of the built-in rule because plugins failed", |s| s.fallbacks);
     stats("clonegate_policy_records_lost", "Decisions that were not recorded", |s| s.records_lost);
+    let host = Arc::clone(policies.host());
+    let help = "Places in chains where nobody is asked: the plugin is not there, or its settings are refused";
+    metrics.add("clonegate_policy_empty_places", help, Kind::Gauge, move || Sample::plain(host.stats().empty_places));
     stats("clonegate_policy_ticks", "Ticks of the thread that ends loops", |s| s.ticks);
 }

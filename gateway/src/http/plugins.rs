@@ -59,6 +59,13 @@ struct Install {
     dry_run: bool,
 }
 
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+struct Trial {
+    /// Change nothing; say what would be done, or why it cannot be.
+    dry_run: bool,
+}
+
 /// Installs a component: load, check settings, replay of the last decisions, exchange. What fails leaves the old one at work.
 #[utoipa::path(post, path = "/v1/plugins", tag = "plugins", params(Install), request_body(content = String, content_type = "application/wasm"), responses((status = 200, description = "What was installed, and what came of the replay", content_type = "application/json"), (status = 400, description = "Refused; the old one stays", body = Problem)))]
 async fn install(
@@ -80,16 +87,24 @@ async fn show(State(host): State<Arc<PolicyHost>>, Path(plugin): Path<String>) -
 }
 
 /// Removes an installed plugin; chains that name it go on without it.
-#[utoipa::path(delete, path = "/v1/plugins/{plugin}", tag = "plugins", params(("plugin" = String, Path, description = "Its name")), responses((status = 204, description = "Removed"), (status = 403, description = "It is part of the program", body = Problem), (status = 404, description = "No such plugin", body = Problem)))]
-async fn remove(State(host): State<Arc<PolicyHost>>, Path(plugin): Path<String>) -> Result<StatusCode, Refusal> {
-    aside(move || host.remove(&plugin)).await?;
+#[utoipa::path(delete, path = "/v1/plugins/{plugin}", tag = "plugins", params(("plugin" = String, Path, description = "Its name"), Trial), responses((status = 204, description = "Removed"), (status = 403, description = "It is part of the program", body = Problem), (status = 404, description = "No such plugin", body = Problem)))]
+async fn remove(
+    State(host): State<Arc<PolicyHost>>,
+    Path(plugin): Path<String>,
+    Query(trial): Query<Trial>,
+) -> Result<StatusCode, Refusal> {
+    aside(move || host.remove(&plugin, trial.dry_run)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Brings the version before back.
-#[utoipa::path(post, path = "/v1/plugins/{plugin}/rollback", tag = "plugins", params(("plugin" = String, Path, description = "Its name")), responses((status = 200, description = "The version that is at work now", content_type = "application/json"), (status = 404, description = "No such plugin", body = Problem), (status = 409, description = "There is no version before", body = Problem)))]
-async fn rollback(State(host): State<Arc<PolicyHost>>, Path(plugin): Path<String>) -> Answer<serde_json::Value> {
-    let info = aside(move || host.rollback(&plugin)).await?;
+#[utoipa::path(post, path = "/v1/plugins/{plugin}/rollback", tag = "plugins", params(("plugin" = String, Path, description = "Its name"), Trial), responses((status = 200, description = "The version that is at work now, or would be", content_type = "application/json"), (status = 404, description = "No such plugin", body = Problem), (status = 409, description = "There is no version before", body = Problem)))]
+async fn rollback(
+    State(host): State<Arc<PolicyHost>>,
+    Path(plugin): Path<String>,
+    Query(trial): Query<Trial>,
+) -> Answer<serde_json::Value> {
+    let info = aside(move || host.rollback(&plugin, trial.dry_run)).await?;
     Ok(Json(serde_json::to_value(info).unwrap_or_default()))
 }
 

@@ -36,6 +36,7 @@ impl Placement for Spread {
         let over = |held: u64| {
             total >= u64::from(self.enforce_from) && (held + 1) * 100 > (total + 1) * u64::from(self.share_percent)
         };
+        let ready: Vec<&Base> = inventory.ready_bases(ask).collect();
         let mut places: Vec<(u64, u32, u64, Candidate)> = Vec::new();
         let mut full = 0;
         for datastore in inventory.datastores.iter().filter(|d| d.takes(ask)) {
@@ -48,7 +49,7 @@ impl Placement for Spread {
             // Ties by seed, so that several orders at once do not all go the same way.
             let tie = context.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ fold(&datastore.id);
             let reason = format!("{domain} holds {held} of {total} clones of {}", ask.pool);
-            let base = inventory.ready_bases(ask).filter(|b| b.datastore == datastore.id).max_by_key(|b| b.deltas);
+            let base = ready.iter().filter(|b| b.datastore == datastore.id).max_by_key(|b| b.deltas);
             match base {
                 Some(base) => places.push((held, datastore.pool_clones, tie, base.because(reason))),
                 None if inventory.roomy_datastores(ask).any(|d| d.id == datastore.id) => {

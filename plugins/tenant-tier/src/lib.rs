@@ -41,14 +41,13 @@ impl Placement for TenantTier {
             inventory.datastores.iter().filter(|d| self.permits(d, ask) && self.has_room(d, ask)).collect();
         stores.sort_by_key(|d| (std::cmp::Reverse(d.headroom()), d.id.clone()));
         let reason = |d: &Datastore| format!("{who}, {tier}, {} GiB of headroom", d.headroom() >> 30);
+        let ready: Vec<&Base> = inventory.ready_bases(ask).collect();
         let bases = stores.iter().flat_map(|d| {
-            let here = inventory.ready_bases(ask).filter(|b| b.datastore == d.id);
+            let here = ready.iter().filter(|b| b.datastore == d.id);
             here.map(|b| b.because(reason(d)))
         });
-        let new = stores
-            .iter()
-            .filter(|d| inventory.roomy_datastores(ask).any(|roomy| roomy.id == d.id))
-            .map(|d| d.because(reason(d)));
+        let roomy: Vec<&Datastore> = inventory.roomy_datastores(ask).collect();
+        let new = stores.iter().filter(|d| roomy.iter().any(|roomy| roomy.id == d.id)).map(|d| d.because(reason(d)));
         Ok(match choose(bases.chain(new)) {
             PlacementVerdict::NoOpinion => {
                 refuse(format!("the datastores for {who} and {tier} are full, or kept for the clones that are there"))

@@ -1,4 +1,4 @@
-//! Decisions that a gateway recorded (`clonegate plugin export`, one JSON object a line), asked again natively.
+//! Decisions that a gateway recorded (`clonegate plugin decisions`, one JSON object a line), asked again natively.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -90,6 +90,21 @@ pub fn replay_rollover<T: Rollover>(policy: &T, file: impl AsRef<Path>) -> Repla
 /// When the file cannot be read.
 pub fn replay_reset<T: Reset>(policy: &T, file: impl AsRef<Path>) -> Replay {
     replay(file.as_ref(), "reset", |c, q: Q<ResetRequest>, _| policy.reset(c, &q.0), &ResetVerdict::NoOpinion)
+}
+
+/// The settings that a plugin had when the first decision of a file was made, as JSON text: a policy of them is what to replay with.
+///
+/// # Panics
+/// When the file cannot be read, or no decision of it asked the plugin.
+pub fn recorded_settings(file: impl AsRef<Path>, plugin: &str) -> String {
+    let file = file.as_ref();
+    let text = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let asked = text.lines().find_map(|line| {
+        let record: Value = serde_json::from_str(line).ok()?;
+        let attempt = record["chain"].as_array()?.iter().find(|attempt| attempt["plugin"] == plugin)?;
+        Some(attempt["settings"].to_string())
+    });
+    asked.unwrap_or_else(|| panic!("{}: no decision asked {plugin}", file.display()))
 }
 
 struct Q<T>(T);

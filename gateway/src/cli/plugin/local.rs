@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clonegate_core::advice::Slot;
 use clonegate_core::{Error, Result};
 use clonegate_policy_host::{
-    Compiler, Engine, INPUT_BYTES_MAX, Input, Limits, Outcome, Plugin, Replay, check_settings, measure, read_records,
+    CallLimits, Compiler, Engine, INPUT_BYTES_MAX, Input, Limits, Outcome, Plugin, Replay, check_settings, measure, read_records,
     scaffold,
 };
 
@@ -79,7 +80,7 @@ pub(super) fn pack(core: &Path, out: Option<PathBuf>) -> Result<(), Failure> {
 
 pub(super) fn check(component: &Component, form: Form) -> Result<(), Failure> {
     let (plugin, settings) = load(component, &Compiler::this_program()?)?;
-    check_settings(&plugin, &settings)?;
+    check_settings(&plugin, &CallLimits::default(), &settings)?;
     let info = plugin.info();
     if form == Form::Json {
         output::json(info);
@@ -129,9 +130,21 @@ pub(super) fn run(component: &Component, input: &Path, form: Form) -> Result<(),
     Ok(())
 }
 
-pub(super) fn bench(component: &Component, input: &Path, runs: usize, form: Form) -> Result<(), Failure> {
-    let input = Input::parse(&read_text(input)?).map_err(|e| e.on(input.display().to_string()))?;
+pub(super) fn bench(
+    component: &Component,
+    input: Option<&Path>,
+    (datastores, bases): (u32, u32),
+    runs: usize,
+    form: Form,
+) -> Result<(), Failure> {
     let (plugin, settings) = load(component, &Compiler::Here)?;
+    let input = match input {
+        Some(file) => Input::parse(&read_text(file)?).map_err(|e| e.on(file.display().to_string()))?,
+        None => {
+            let slot = plugin.info().slots.first().copied().unwrap_or(Slot::Placement);
+            Input::sample(slot, datastores, bases)
+        }
+    };
     let measured = measure(&plugin, &settings, &input, runs)?;
     if form == Form::Json {
         output::json(&measured);
@@ -158,7 +171,7 @@ pub(super) fn replay(component: &Component, records: &Path, wanted: &Wanted, for
             if wanted.verify {
                 replay.verify(&plugin, &record);
             } else {
-                replay.compare(&plugin, &name, &settings, &record);
+                replay.compare(&plugin, &name, &settings, &CallLimits::default(), &record);
             }
         }
         true

@@ -64,7 +64,7 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
                 if slots.is_empty() { "-".into() } else { slots.join(",") },
                 sum("asked"),
                 sum("failed"),
-                text(&p["problem"]),
+                problem(p, links),
             ]
         })
         .collect();
@@ -78,17 +78,26 @@ pub(super) async fn show(name: &str, session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) async fn rollback(name: &str, session: &Session) -> Result<(), Failure> {
+pub(super) async fn rollback(name: &str, dry_run: bool, session: &Session) -> Result<(), Failure> {
     let path = format!("plugins/{}/rollback", session.segment(name));
-    let info: Value = session.client()?.post(&path, &[], &Value::Null).await?;
-    output::line(&format!("{name}: {} is at work again", text(&info["version"])));
+    let info: Value = session.client()?.post(&path, &[("dry_run", dry_run.to_string())], &Value::Null).await?;
+    if session.form == Form::Json {
+        output::json(&info);
+        return Ok(());
+    }
+    let done = if dry_run { "would be" } else { "is" };
+    output::line(&format!("{name}: {} {done} at work again", text(&info["version"])));
     Ok(())
 }
 
-pub(super) async fn remove(name: &str, session: &Session) -> Result<(), Failure> {
+pub(super) async fn remove(name: &str, dry_run: bool, session: &Session) -> Result<(), Failure> {
     let path = format!("plugins/{}", session.segment(name));
-    session.client()?.send(reqwest::Method::DELETE, &path, &[], Body::None).await?;
-    output::line(&format!("{name}: removed"));
+    session.client()?.send(reqwest::Method::DELETE, &path, &[("dry_run", dry_run.to_string())], Body::None).await?;
+    if session.form == Form::Json {
+        output::json(&serde_json::json!({ "name": name, "removed": !dry_run }));
+        return Ok(());
+    }
+    output::line(&format!("{name}: {}", if dry_run { "can be removed" } else { "removed" }));
     Ok(())
 }
 
@@ -113,6 +122,15 @@ pub(super) async fn recorded(session: &Session, since: Option<Duration>) -> Resu
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().map_err(failed)?;
     file.write_all(&lines).map_err(failed)?;
     Ok(file)
+}
+
+/// What is wrong with a plugin, else with a place of it in a chain.
+fn problem(plugin: &Value, links: &[Value]) -> String {
+    let place = || links.iter().find(|l| !l["problem"].is_null());
+    match (&plugin["problem"], place()) {
+        (Value::Null, Some(link)) => format!("{}: {}", text(&link["slot"]), text(&link["problem"])),
+        (problem, _) => text(problem),
+    }
 }
 
 fn text(value: &Value) -> String {

@@ -1,0 +1,13 @@
+//! Decisions that were recorded with this plugin, asked again natively; `tests/tests/components.rs` asks them of the component.
+
+use clonegate_plugin_exam_room::ExamRoom;
+use clonegate_policy::Settings;
+use clonegate_policy::testing::{recorded_settings, replay_reset};
+
+#[test]
+fn recorded_decisions_come_out_the_same() {
+    for file in ["tests/recorded/defaults.jsonl", "tests/recorded/tuned.jsonl"] {
+        let policy = ExamRoom::from_json(&recorded_settings(file, "exam-room")).unwrap();
+        replay_reset(&policy, file).assert_same();
+    }
+}
