@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clonegate_core::advice::{
-    Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Lifetime, PlacementRequest, Question, Rejection,
-    Release,
-    ResetEvent, ResetRequest, RolloverRequest, RolloverTrigger, Slot, Target, Volume,
+    Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Lifetime, PlacementRequest, Question,
+    Rejection, Release, ResetEvent, ResetRequest, RolloverRequest, RolloverTrigger, Slot, Target, Volume,
 };
 use clonegate_policy_host::{
-    Binding, CallLimits, Chains, Compiler, Embedded, Engine, HostSettings, Limits, Moment, Outcome, Plugin, PolicyHost, Record,
-    read_records,
+    Binding, CallLimits, Chains, Compiler, Embedded, Engine, HostSettings, Limits, Moment, Outcome, Plugin, PolicyHost,
+    Record, read_records,
 };
 
 fn components(directory: &Path) -> BTreeMap<String, Arc<Plugin>> {
@@ -184,7 +183,12 @@ fn a_policy_in_another_language_decides_as_the_same_in_rust() {
             }
             let (a, b) = (rust.ask(settings, &context(n), &question), c.ask(settings, &context(n), &question));
             assert_eq!((&a.outcome, &a.logs), (&b.outcome, &b.logs), "{settings:?}, question {n}");
-            assert!(b.fuel < a.fuel_limit / 4 && b.memory <= 4 << 20, "question {n}: {} fuel, {} bytes", b.fuel, b.memory);
+            assert!(
+                b.fuel < a.fuel_limit / 4 && b.memory <= 4 << 20,
+                "question {n}: {} fuel, {} bytes",
+                b.fuel,
+                b.memory
+            );
             words.insert(format!("{:?}", a.outcome).split(['"', ';']).next().unwrap().to_owned());
         }
     }
@@ -297,7 +301,8 @@ fn every_setting_of_every_plugin_is_on_their_page_with_its_default() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/README.md")).unwrap();
     let plugins = components(&committed());
     for (directory, name, _) in PLUGINS {
-        let section = page.split("\n## ").find(|s| s.starts_with(&format!("{name}\n"))).unwrap_or_else(|| panic!("{name}"));
+        let section =
+            page.split("\n## ").find(|s| s.starts_with(&format!("{name}\n"))).unwrap_or_else(|| panic!("{name}"));
         let info = plugins[directory].info();
         assert!(section.contains(&info.description), "{name}: its description is its first line");
         let schema = info.settings_schema.as_ref().unwrap();

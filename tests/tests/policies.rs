@@ -48,7 +48,7 @@ fn first_outcome(decision: &Value) -> String {
 
 #[test]
 fn a_looping_plugin_harms_nobody_while_clones_are_made_and_read_and_plugins_exchanged() {
-    let chain = r#"[{ plugin = "mine", fuel = 30_000_000 }, "default"]"#;
+    let chain = r#"[{ plugin = "mine", fuel = 30000000 }, "default"]"#;
     let mut gateway = Gateway::up_with(&["--clones", "0"], &[("CLONEGATE_POLICY_PLACEMENT", chain)]);
     gateway.cli_ok(&["plugin", "install", &looping(), "--name", "mine"]);
     gateway.cli_ok(&["clone", "create", "first", "--template", "demo"]);
@@ -89,13 +89,20 @@ fn a_looping_plugin_harms_nobody_while_clones_are_made_and_read_and_plugins_exch
     let count = clones.as_array().or(clones["items"].as_array()).unwrap().len();
     assert_eq!(count, 1 + 8 * 3, "every clone was made");
     let mine = plugin(&gateway, "mine");
-    assert_eq!((mine["info"]["name"].as_str(), mine["state"].as_str()), (Some("spread"), Some("active")));
+    assert_eq!(
+        (mine["info"]["name"].as_str(), mine["state"].as_str()),
+        (Some("clonegate-plugin-spread"), Some("active"))
+    );
     assert!(mine["problem"].as_str().unwrap().contains("fails-on-replay"), "{mine}");
     assert_eq!(decisions(&gateway).len(), 1 + 8 * 3, "every decision is recorded");
 
     gateway.kill();
     gateway.start();
-    assert_eq!(plugin(&gateway, "mine")["info"]["name"], "spread", "what was installed is there after a kill");
+    assert_eq!(
+        plugin(&gateway, "mine")["info"]["name"],
+        "clonegate-plugin-spread",
+        "what was installed is there after a kill"
+    );
     let would = gateway.cli_ok(&["plugin", "rollback", "mine", "--dry-run"]);
     assert!(would.contains("would be"), "{would}");
     gateway.cli_ok(&["plugin", "rollback", "mine"]);
@@ -112,7 +119,7 @@ fn a_looping_plugin_harms_nobody_while_clones_are_made_and_read_and_plugins_exch
 fn wrong_settings_and_missing_plugins_at_start_are_an_alarm_and_no_outage() {
     let chain = r#"[{ plugin = "spread", settings = { share_percent = 400, colour = "red" } }, "absent"]"#;
     let gateway = Gateway::up_with(&["--clones", "2"], &[("CLONEGATE_POLICY_PLACEMENT", chain)]);
-    assert_eq!(curl(&["-r", "0-511", &gateway.disk_url("demo-1")]).status, 206);
+    assert_eq!(curl(&["-r", "0-511", &gateway.disk_url("demo-001")]).status, 206);
     let spread = plugin(&gateway, "spread");
     let problem = spread["links"][0]["problem"].as_str().unwrap();
     assert_eq!(spread["state"], "refused");
@@ -142,13 +149,17 @@ fn the_configuration_check_names_wrong_settings_and_limits_of_plugins() {
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     };
-    let (right, said) = check("[[policy.placement]]\nplugin = 'spread'\nsettings = { share_percent = 40 }\nmemory = '32MiB'");
+    let (right, said) =
+        check("[[policy.placement]]\nplugin = 'spread'\nsettings = { share_percent = 40 }\nmemory = '32MiB'");
     assert!(right && !said.contains("not asked"), "{said}");
     let (right, said) = check("[policy]\nplacement = ['not-yet-installed', 'default']");
     assert!(right && said.contains("not-yet-installed"), "{said}");
     for (policy, says) in [
         ("[[policy.placement]]\nplugin = 'spread'\nsettings = { share_percent = 400 }", "$.share_percent"),
-        ("[[policy.reset]]\nplugin = 'patch-waves'\nsettings = { waves = [{ label = 'a', after_hours = -1 }] }", "$.waves[0].after_hours"),
+        (
+            "[[policy.reset]]\nplugin = 'patch-waves'\nsettings = { waves = [{ label = 'a', after_hours = -1 }] }",
+            "$.waves[0].after_hours",
+        ),
         ("[[policy.reset]]\nplugin = 'spread'", "does not decide reset"),
         ("[[policy.placement]]\nplugin = 'spread'\nmemory = '1GiB'", "from 1MiB to 64MiB"),
         ("[[policy.placement]]\nplugin = 'spread'\nfuel = 5", "from 100,000"),
@@ -183,14 +194,20 @@ fn a_file_in_the_watched_directory_is_installed_and_a_bad_one_is_named_and_left(
     eventually("the plugin", || plugin(&gateway, "mine")["state"] == "active");
     gateway.cli_ok(&["clone", "create", "c", "--template", "demo", "--count", "3"]);
     for decision in decisions(&gateway) {
-        assert_eq!((decision["by"].as_str(), decision["shadow"][0]["plugin"].as_str()), (Some("default"), Some("mine")));
+        assert_eq!(
+            (decision["by"].as_str(), decision["shadow"][0]["plugin"].as_str()),
+            (Some("default"), Some("mine"))
+        );
     }
     let garbage = gateway.dir().join("garbage");
     fs::write(&garbage, b"no plugin at all").unwrap();
     put(&garbage);
     eventually("the refusal", || plugin(&gateway, "mine")["problem"].as_str().is_some_and(|p| p.contains("not-wasm")));
     let mine = plugin(&gateway, "mine");
-    assert_eq!((mine["state"].as_str(), mine["info"]["name"].as_str()), (Some("active"), Some("spread")));
+    assert_eq!(
+        (mine["state"].as_str(), mine["info"]["name"].as_str()),
+        (Some("active"), Some("clonegate-plugin-spread"))
+    );
     fs::remove_file(directory.join("mine.wasm")).unwrap();
     eventually("the removal", || plugin(&gateway, "mine")["state"] == "missing");
     gateway.cli_ok(&["clone", "create", "d", "--template", "demo"]);

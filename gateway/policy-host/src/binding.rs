@@ -227,11 +227,8 @@ mod tests {
     fn a_place_in_a_chain_has_limits_of_its_own_within_bounds() {
         let read = |keys: &str| serde_json::from_str::<Binding>(&format!(r#"{{"plugin": "a", {keys}}}"#));
         let binding = read(r#""fuel": 40000000, "memory": "32MiB", "time": "500ms""#).unwrap();
-        let expect = CallLimits {
-            fuel: Some(40_000_000),
-            memory_bytes: Some(32 << 20),
-            wall: Some(Duration::from_millis(500)),
-        };
+        let expect =
+            CallLimits { fuel: Some(40_000_000), memory_bytes: Some(32 << 20), wall: Some(Duration::from_millis(500)) };
         assert_eq!(binding.limits, expect);
         let text = serde_json::to_string(&binding).unwrap();
         assert_eq!(serde_json::from_str::<Binding>(&text).unwrap(), binding, "{text}");

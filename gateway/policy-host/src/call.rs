@@ -198,11 +198,7 @@ impl Plugin {
     ///
     /// # Errors
     /// When the call itself fails.
-    pub fn check_settings(
-        &self,
-        own: &CallLimits,
-        settings: &str,
-    ) -> std::result::Result<Vec<SettingsProblem>, Fault> {
+    pub fn check_settings(&self, own: &CallLimits, settings: &str) -> std::result::Result<Vec<SettingsProblem>, Fault> {
         let mut problems = Vec::new();
         let allowance = Allowance::of(self.engine.limits(), own, 0);
         let call = self.call(allowance, |plugin, store, instance| {
@@ -374,7 +370,9 @@ fn fault(error: &wasmtime::Error, started: bool, meter: &Meter, allowance: &Allo
         || Fault::new("out-of-memory", format!("it needs more than {} MiB of memory", allowance.memory_bytes >> 20));
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => Fault::new("out-of-fuel", "it used up its fuel: an endless loop, or too much work"),
-        Some(Trap::Interrupt) => Fault::new("time-out", format!("it ran longer than {} ms", allowance.wall.as_millis())),
+        Some(Trap::Interrupt) => {
+            Fault::new("time-out", format!("it ran longer than {} ms", allowance.wall.as_millis()))
+        }
         Some(Trap::StackOverflow) => Fault::new("stack-overflow", "it recurses too deeply"),
         _ if meter.refused => memory(),
         Some(trap) => Fault::new("crashed", trap.to_string()),

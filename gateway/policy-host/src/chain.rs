@@ -53,7 +53,9 @@ impl Link {
         });
         let name = &binding.plugin;
         match (&plugin, &problem) {
-            (None, _) => tracing::error!(plugin = name, %slot, "a plugin of a chain is not there; the chain goes on without it"),
+            (None, _) => {
+                tracing::error!(plugin = name, %slot, "a plugin of a chain is not there; the chain goes on without it")
+            }
             (_, Some(problem)) => {
                 tracing::error!(plugin = name, %slot, problem, "a plugin cannot be asked; the chain goes on without it");
             }
@@ -130,7 +132,15 @@ impl Link {
 }
 
 fn skipped(why: &str) -> Call {
-    Call { outcome: Outcome::Skipped(why.to_owned()), fuel: 0, fuel_limit: 0, memory: 0, memory_limit: 0, us: 0, logs: Vec::new() }
+    Call {
+        outcome: Outcome::Skipped(why.to_owned()),
+        fuel: 0,
+        fuel_limit: 0,
+        memory: 0,
+        memory_limit: 0,
+        us: 0,
+        logs: Vec::new(),
+    }
 }
 
 /// Asks a chain. `allow_persistent_reset` is the operator's word on resets of persistent clones.

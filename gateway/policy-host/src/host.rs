@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use clonegate_core::advice::{Context, Question, Slot};
@@ -296,7 +296,8 @@ impl PolicyHost {
     pub fn empty_places(&self) -> Vec<(Slot, String, String)> {
         let active = self.active.load();
         let empty = active.all().filter(|(_, link)| link.is_empty());
-        let why = |link: &Link| link.problem.clone().unwrap_or_else(|| "it is not installed, or cannot be loaded".into());
+        let why =
+            |link: &Link| link.problem.clone().unwrap_or_else(|| "it is not installed, or cannot be loaded".into());
         empty.map(|(slot, link)| (slot, link.binding.plugin.clone(), why(link))).collect()
     }
 

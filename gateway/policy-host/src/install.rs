@@ -214,9 +214,8 @@ impl PolicyHost {
         let Some(directory) = &self.settings.plugins else { return };
         let mut entries = self.entries.lock();
         for (name, (path, stamp)) in files(directory) {
-            let loaded = read(&path, self.engine.limits().component_bytes).and_then(|bytes| {
-                self.load(&bytes, &self.settings.compiler).map(|plugin| (plugin, bytes))
-            });
+            let loaded = read(&path, self.engine.limits().component_bytes)
+                .and_then(|bytes| self.load(&bytes, &self.settings.compiler).map(|plugin| (plugin, bytes)));
             let previous = Previous::read(directory, &name, self.engine.limits().component_bytes);
             let mut entry = Entry { stamp: Some(stamp), previous, ..Entry::default() };
             match loaded {
@@ -282,7 +281,8 @@ impl PolicyHost {
                     .on(name.to_owned());
                 return Err(("link", e));
             }
-            check_settings(plugin, &link.binding.limits, &link.settings).map_err(|e| ("settings", e.on(name.to_owned())))?;
+            check_settings(plugin, &link.binding.limits, &link.settings)
+                .map_err(|e| ("settings", e.on(name.to_owned())))?;
             for record in self.journal.recent(slot) {
                 if link.binding.covers(record.question.pool()) {
                     replay.compare(plugin, name, &link.settings, &link.binding.limits, &record);

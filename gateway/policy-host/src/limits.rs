@@ -114,7 +114,11 @@ impl Allowance {
         let usual = Self::of(limits, &CallLimits::default(), records);
         Self {
             fuel: if call.fuel_limit == 0 { usual.fuel } else { call.fuel_limit },
-            memory_bytes: if call.memory_limit == 0 { usual.memory_bytes } else { call.memory_limit.min(POOLED_MEMORY_BYTES) },
+            memory_bytes: if call.memory_limit == 0 {
+                usual.memory_bytes
+            } else {
+                call.memory_limit.min(POOLED_MEMORY_BYTES)
+            },
             wall: usual.wall.max(*WALL_RANGE.end()),
         }
     }

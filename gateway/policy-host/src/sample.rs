@@ -31,9 +31,9 @@ impl Input {
                 },
                 inventory,
             },
-            Slot::Reset => {
-                Question::Reset { request: ResetRequest { event: ResetEvent::PowerOff, subject: volume(), base: base(0, 1) } }
-            }
+            Slot::Reset => Question::Reset {
+                request: ResetRequest { event: ResetEvent::PowerOff, subject: volume(), base: base(0, 1) },
+            },
         };
         let context = Context { decision: "d_sample".into(), now_ms: FIXED_MS, seed: 7, sequence: 0 };
         Self { context, question, recorded: None }
@@ -42,10 +42,7 @@ impl Input {
 
 fn labels(n: u32) -> Vec<Label> {
     let tier = if n.is_multiple_of(2) { "nvme" } else { "sas" };
-    vec![
-        Label { key: "rack".into(), value: format!("r{}", n % 4) },
-        Label { key: "tier".into(), value: tier.into() },
-    ]
+    vec![Label { key: "rack".into(), value: format!("r{}", n % 4) }, Label { key: "tier".into(), value: tier.into() }]
 }
 
 fn datastore(n: u32, bases: u32) -> Datastore {
@@ -122,11 +119,17 @@ mod tests {
                 assert_eq!(input.question.slot(), slot);
                 check::validate(&input.question, &input.question.builtin()).unwrap();
                 if let Question::Placement { inventory, .. } = &input.question {
-                    assert_eq!((inventory.datastores.len(), inventory.bases.len()), (datastores as usize, bases as usize));
+                    assert_eq!(
+                        (inventory.datastores.len(), inventory.bases.len()),
+                        (datastores as usize, bases as usize)
+                    );
                 }
             }
         }
         assert_eq!(Input::sample(Slot::Placement, 20, 100).question.builtin().word(), "choose");
-        assert_eq!(Input::sample(Slot::Placement, 0, u32::MAX).question.records(), Input::sample(Slot::Placement, 0, 10_000).question.records());
+        assert_eq!(
+            Input::sample(Slot::Placement, 0, u32::MAX).question.records(),
+            Input::sample(Slot::Placement, 0, 10_000).question.records()
+        );
     }
 }

@@ -29,7 +29,10 @@ macro_rules! every {
 }
 
 fn labels() -> Vec<Label> {
-    vec![Label { key: "rack".into(), value: "a".into() }, Label { key: "clonegate.io/x".into(), value: "ü \"q\"".into() }]
+    vec![
+        Label { key: "rack".into(), value: "a".into() },
+        Label { key: "clonegate.io/x".into(), value: "ü \"q\"".into() },
+    ]
 }
 
 fn datastores() -> Vec<Datastore> {

@@ -10,8 +10,8 @@ use clonegate_core::advice::{
     Target, Volume,
 };
 use clonegate_policy_host::{
-    BUILT_IN, Binding, CallLimits, Chains, Embedded, HostSettings, InstallOptions, Mode, Moment, OnFailure, Outcome, PolicyHost,
-    Record, Replay, read_records,
+    BUILT_IN, Binding, CallLimits, Chains, Embedded, HostSettings, InstallOptions, Mode, Moment, OnFailure, Outcome,
+    PolicyHost, Record, Replay, read_records,
 };
 use common::{Guest, context, guest, limits, question, words};
 

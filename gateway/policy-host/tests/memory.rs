@@ -21,10 +21,19 @@ fn hostile_calls_leave_the_memory_where_it_was() {
     };
     let hostile = [
         ("memory filled to the limit", Guest::place(&format!("{touched} unreachable")), "out-of-memory"),
-        ("a table to the limit", Guest::place("(drop (table.grow (ref.null func) (i32.const 19000))) unreachable").extra("(table 1 funcref)"), "crashed"),
+        (
+            "a table to the limit",
+            Guest::place("(drop (table.grow (ref.null func) (i32.const 19000))) unreachable")
+                .extra("(table 1 funcref)"),
+            "crashed",
+        ),
         ("a text of megabytes", answer(&words(&[0, 2, 65536, 8 << 20])), "out-of-memory"),
         ("a list of megabytes", answer(&words(&[0, 1, 65536, 100_000])), "out-of-memory"),
-        ("deep recursion", Guest::place("(call $f)").extra("(func $f (result i32) (i32.add (call $f) (i32.const 1)))"), "stack-overflow"),
+        (
+            "deep recursion",
+            Guest::place("(call $f)").extra("(func $f (result i32) (i32.add (call $f) (i32.const 1)))"),
+            "stack-overflow",
+        ),
     ];
     let plugins: Vec<_> = hostile.iter().map(|(what, guest, code)| (what, guest.load().unwrap(), code)).collect();
     let good = guest().load().unwrap();

@@ -38,10 +38,8 @@ fn ask(host: &Arc<PolicyHost>, question: Question) -> Arc<Record> {
 /// Refuses with this text.
 fn refuses(text: &str) -> Vec<u8> {
     let length = u32::try_from(text.len()).unwrap();
-    let data = format!(
-        r#"(data (i32.const 2048) "{}") (data (i32.const 4096) "{text}")"#,
-        words(&[0, 2, 4096, length])
-    );
+    let data =
+        format!(r#"(data (i32.const 2048) "{}") (data (i32.const 4096) "{text}")"#, words(&[0, 2, 4096, length]));
     Guest::place("(i32.const 2048)").extra(&data).component()
 }
 
@@ -141,19 +139,19 @@ fn a_plugin_that_does_not_decide_what_its_chain_asks_is_named() {
     };
     settings.chains.rollover = vec![Binding::of("absent")];
     let host = PolicyHost::start(settings).unwrap();
-    let why: Vec<_> = host.empty_places().into_iter().map(|(slot, name, why)| format!("{slot} {name}: {why}")).collect();
-    assert_eq!(why, [
-        "rollover absent: it is not installed, or cannot be loaded",
-        "reset spread: it does not decide reset"
-    ]);
+    let why: Vec<_> =
+        host.empty_places().into_iter().map(|(slot, name, why)| format!("{slot} {name}: {why}")).collect();
+    assert_eq!(
+        why,
+        ["rollover absent: it is not installed, or cannot be loaded", "reset spread: it does not decide reset"]
+    );
 }
 
 #[test]
 fn each_place_in_a_chain_has_its_own_fuel_memory_and_time() {
     // Needs 24 MiB, then has no opinion.
-    let large = Guest::place(
-        "(if (i32.eq (memory.grow (i32.const 384)) (i32.const -1)) (then unreachable)) (i32.const 0)",
-    );
+    let large =
+        Guest::place("(if (i32.eq (memory.grow (i32.const 384)) (i32.const -1)) (then unreachable)) (i32.const 0)");
     let looping = Guest::place("(loop $l (br $l)) (i32.const 0)");
     let outcome = |guest: &Guest, limits: CallLimits| {
         let host = start(vec![Binding { limits, ..Binding::of("own") }], None);

@@ -215,10 +215,20 @@ fn every_change_that_breaks_plugins_is_found_and_no_other() {
     for (what, from, to, says) in [
         ("function gone", "  describe: func() -> info;", "", "plugin.describe: the function is gone"),
         ("function renamed", "  describe: func() -> info;", "  describes: func() -> info;", "plugin.describe"),
-        ("parameter added", "describe: func() -> info;", "describe: func(a: u8) -> info;", "plugin.describe: was func()"),
+        (
+            "parameter added",
+            "describe: func() -> info;",
+            "describe: func(a: u8) -> info;",
+            "plugin.describe: was func()",
+        ),
         ("parameter renamed", "configure: func(settings: string)", "configure: func(s: string)", "plugin.configure"),
         ("result changed", "-> result<reset-verdict, failure>", "-> result<reset-verdict>", "reset.reset"),
-        ("function added to an export", "describe: func() -> info;", "describe: func() -> info; more: func();", "plugin.more"),
+        (
+            "function added to an export",
+            "describe: func() -> info;",
+            "describe: func() -> info; more: func();",
+            "plugin.more",
+        ),
         ("field gone", "    sequence: u64,\n", "", "types.context: was record"),
         ("field added", "    sequence: u64,\n", "    sequence: u64,\n more: u64,\n", "types.context"),
         ("field of another type", "    sequence: u64,", "    sequence: u32,", "types.context"),
@@ -230,11 +240,21 @@ fn every_change_that_breaks_plugins_is_found_and_no_other() {
         ("case renamed", "    keep,\n    /// Discard", "    discards,\n    /// Discard", "types.reset-verdict"),
         ("payload of a case changed", "    ask-again(u32),", "    ask-again(u64),", "types.reset-verdict"),
         ("payload of a case gone", "    ask-again(u32),", "    ask-again,", "types.reset-verdict"),
-        ("enum case added", "{ unknown, clean, crashed, forced }", "{ unknown, clean, crashed, forced, hung }", "types.exit"),
+        (
+            "enum case added",
+            "{ unknown, clean, crashed, forced }",
+            "{ unknown, clean, crashed, forced, hung }",
+            "types.exit",
+        ),
         ("alias changed", "type bytes = u64;", "type bytes = u32;", "types.bytes"),
         ("list made optional", "    bases: list<base>,", "    bases: option<base>,", "types.inventory"),
         ("world gone", "world reset-policy { include common; include reset-part; }", "", "reset-policy: the world"),
-        ("world without its import", "world common { import log; export plugin; }", "world common { export plugin; }", "common"),
+        (
+            "world without its import",
+            "world common { import log; export plugin; }",
+            "world common { export plugin; }",
+            "common",
+        ),
     ] {
         let found = changed(from, to);
         assert!(found.iter().any(|f| f.starts_with(says)), "{what}: {found:?}");
@@ -244,7 +264,11 @@ fn every_change_that_breaks_plugins_is_found_and_no_other() {
         ("a comment", "/// Where a clone goes.", "/// Where a clone goes, in other words."),
         ("a type that nothing old mentions", "type bytes = u64;", "type bytes = u64;\n  record more { a: u8 }"),
         ("an alias in place of what it stands for", "    capacity: bytes,", "    capacity: u64,"),
-        ("a function that the host provides", "  write: func(", "  enabled: func(level: level) -> bool;\n  write: func("),
+        (
+            "a function that the host provides",
+            "  write: func(",
+            "  enabled: func(level: level) -> bool;\n  write: func(",
+        ),
         ("an interface", "world common {", "interface more { f: func(); }\nworld common {"),
         ("a world", "world common {", "world more { import log; }\nworld common {"),
         ("a later patch", "package clonegate:policy@0.1.0;", "package clonegate:policy@0.1.7;"),

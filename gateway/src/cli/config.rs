@@ -39,7 +39,9 @@ pub(super) fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             let empty = policies(&loaded)?;
             let stores = loaded.datastore.len();
             match session.form {
-                Form::Json => output::json(&serde_json::json!({ "ok": true, "datastores": stores, "not_asked": empty })),
+                Form::Json => {
+                    output::json(&serde_json::json!({ "ok": true, "datastores": stores, "not_asked": empty }))
+                }
                 Form::Table => {
                     output::line(&format!("the configuration is right: {stores} datastores"));
                     empty.iter().for_each(|place| output::line(&format!("not asked until it is installed: {place}")));

@@ -2,7 +2,7 @@
 
 use clonegate_plugin_defaults::Defaults;
 use clonegate_policy::Settings;
-use clonegate_policy::testing::{recorded_settings, replay_placement, replay_rollover, replay_reset};
+use clonegate_policy::testing::{recorded_settings, replay_placement, replay_reset, replay_rollover};
 
 #[test]
 fn recorded_decisions_come_out_the_same() {

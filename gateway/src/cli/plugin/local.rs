@@ -9,8 +9,8 @@ use std::time::Duration;
 use clonegate_core::advice::Slot;
 use clonegate_core::{Error, Result};
 use clonegate_policy_host::{
-    CallLimits, Compiler, Engine, INPUT_BYTES_MAX, Input, Limits, Outcome, Plugin, Replay, check_settings, measure, read_records,
-    scaffold,
+    CallLimits, Compiler, Engine, INPUT_BYTES_MAX, Input, Limits, Outcome, Plugin, Replay, check_settings, measure,
+    read_records, scaffold,
 };
 
 use super::Component;
