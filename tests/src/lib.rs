@@ -8,6 +8,7 @@ pub mod gates;
 pub mod gateway;
 pub mod harness;
 pub mod images;
+pub mod lab;
 pub mod late;
 pub mod machine;
 pub mod memory;

@@ -11,8 +11,8 @@ use clonegate::exports::{Attach, Detach, Exports};
 use clonegate::import::{Input, NoProgress};
 use clonegate::lifecycle::advisor::BuiltIn;
 use clonegate::lifecycle::views::{
-    CapacityQuery, CreateClones, CreateDisk, ImportTemplate, LifetimeView, PowerEvent, TemplateView, ToTemplate,
-    UpdateClones,
+    CapacityQuery, CloneView, CreateClones, CreateDisk, ImportTemplate, LifetimeView, PowerEvent, TemplateView,
+    ToTemplate, UpdateClones,
 };
 use clonegate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use clonegate::store::{Store, StoreConfig, keys};
@@ -70,6 +70,17 @@ fn update(version: Option<u32>) -> UpdateClones {
     UpdateClones { template: "t".to_owned(), version, ..UpdateClones::default() }
 }
 
+/// Waits until a clone is as it should become.
+async fn until(gateway: &Gateway, clone: &str, is: impl Fn(&CloneView) -> bool) {
+    for _ in 0..400 {
+        if is(&gateway.show_clone(clone).await.unwrap()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("it did not become so: {:?}", gateway.show_clone(clone).await.unwrap());
+}
+
 fn by(client: &str) -> Attach {
     Attach { client: client.to_owned(), write: true }
 }
@@ -102,7 +113,9 @@ async fn the_maintenance_round_reaches_every_clone_and_can_be_rolled_back() {
     assert_eq!(gateway.show_clone("desk-001").await.unwrap().version, 1, "a dry run does nothing");
     // One machine is running: it moves when it is next switched on.
     let running = gateway.attach("desk-002".parse().unwrap(), by("10.0.0.2")).await.unwrap();
-    let done = gateway.update_clones(UpdateClones { canary: Some(1), ..update(None) }, false).await.unwrap();
+    let request = UpdateClones { canary: Some(1), promote: true, ..update(None) };
+    let done = gateway.update_clones(request, false).await.unwrap();
+    assert_eq!((done.state.as_str(), done.total), ("done", 4));
     assert_eq!((done.failed, done.later), (None, vec!["desk-002".to_owned()]));
     assert_eq!(done.updated, ["desk-001", "desk-003", "patched"]);
     for clone in ["desk-001", "desk-003"] {
@@ -112,8 +125,12 @@ async fn the_maintenance_round_reaches_every_clone_and_can_be_rolled_back() {
     assert_eq!(first_bytes(&gateway, "disk/home", 0).await, b"data", "data disks are not touched");
     running.detach(Detach::Lost);
     let again = gateway.attach("desk-002".parse().unwrap(), by("10.0.0.2")).await.unwrap();
-    assert_eq!(again.device().read(ByteRange::new(4096, 4100)).await.unwrap().concat(), b"news");
+    let kept = again.device().read(ByteRange::new(4096, 4100)).await.unwrap().concat();
+    assert_eq!(kept, [0; 4], "who comes back after a lost connection finds its own disk");
+    again.device().write(0, bytes::Bytes::from_static(b"mine"), Default::default()).await.unwrap();
     again.detach(Detach::Clean);
+    until(&gateway, "desk-002", |clone| clone.version == 2).await;
+    assert_eq!(first_bytes(&gateway, "desk-002", 4096).await, b"news", "switched off, it moves");
     let again = gateway.update_clones(update(None), false).await.unwrap();
     assert!(again.updated.is_empty() && again.later.is_empty(), "run again, there is nothing left to do");
 
@@ -162,14 +179,14 @@ async fn only_a_clean_goodbye_resets_and_only_what_is_ephemeral() {
     assert_eq!(gateway.reset_clone("pool", false).await.unwrap_err().code(), "held");
     assert_eq!(gateway.delete_clone("pool", false).await.unwrap_err().code(), "held");
     gateway.hold_clone("pool", None).await.unwrap();
+    // A tool that has a look and says good-bye is no machine.
+    gateway.attach("pool".parse().unwrap(), by("10.0.0.9")).await.unwrap().detach(Detach::Clean);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine");
     let machine = gateway.attach("pool".parse().unwrap(), by("10.0.0.1")).await.unwrap();
+    machine.device().write(512, bytes::Bytes::from_static(b"more"), Default::default()).await.unwrap();
     machine.detach(Detach::Clean);
-    for _ in 0..200 {
-        if gateway.show_clone("pool").await.unwrap().last_reset_ms.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
+    until(&gateway, "pool", |clone| clone.last_reset_ms.is_some()).await;
     assert_eq!(first_bytes(&gateway, "pool", 0).await, [1; 4], "switched off, it is its base again");
     assert_eq!(gateway.power_clone("own", PowerEvent::Off).await.unwrap().action, "kept");
     assert_eq!(first_bytes(&gateway, "own", 0).await, b"mine", "what is persistent stays");

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use clonegate_core::advice::{Label, Lifetime};
 use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{
-    CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, ResetRules, TemplateEntry, TemplateVersion,
-    VersionState,
+    Assignment, CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, MovedFrom, PoolEntry, ResetRules,
+    RolloutEntry, RolloutState, TemplateEntry, TemplateVersion, VersionState,
 };
 use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
 use clonegate_core::format::envelope;
-use clonegate_core::ids::{BaseId, CloneId, IndexId, Nonce};
+use clonegate_core::ids::{BaseId, CloneId, GatewayId, IndexId, Nonce};
 
 /// Compares with the golden file, which holds sixteen bytes a line in hexadecimal digits, and returns its bytes.
 fn check(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -91,6 +91,7 @@ fn catalog_entries() {
         published: Some(1),
         history: Vec::new(),
         next_version: 2,
+        keep_versions: Some(3),
         created_ms: 4,
     };
     let clone = CloneEntry {
@@ -102,9 +103,12 @@ fn catalog_entries() {
         pool: None,
         labels,
         hold: Some("evidence".into()),
+        hold_until_ms: Some(7),
         reset: ResetRules { every_ms: Some(86_400_000), at_bytes: None },
         last_reset_ms: Some(6),
         pending_version: Some(2),
+        moved_from: Some(MovedFrom { template: "win11".parse().unwrap(), version: 3, at_ms: 8 }),
+        left_running: true,
         assigned: None,
         identity: None,
     };
@@ -114,12 +118,47 @@ fn catalog_entries() {
         attached_to: Some("desk-007".parse().unwrap()),
         delete_with_clone: false,
     };
+    let pool = PoolEntry {
+        template: "win11".parse().unwrap(),
+        version: None,
+        pattern: "desk-{nnn}".into(),
+        size: 300,
+        max: 400,
+        spares: 5,
+        assignment: Assignment::Floating,
+        durability: Durability::Local,
+        lifetime: Lifetime::Ephemeral,
+        reset: ResetRules { every_ms: None, at_bytes: Some(1 << 30) },
+        labels: Vec::new(),
+        maintenance: false,
+        created_ms: 10,
+    };
+    let rollout = RolloutEntry {
+        run: Nonce([6; 16]),
+        gateway: GatewayId::from_bytes([7; 16]),
+        state: RolloutState::AwaitsPromotion,
+        version: 2,
+        clones: vec!["desk-007".parse().unwrap()],
+        pool: Some("desks".parse().unwrap()),
+        canary: 1,
+        max_unavailable: 16,
+        at_next_power_on: false,
+        promoted: false,
+        total: 2,
+        moved: 1,
+        later: 0,
+        failed: Some("desk-008: it is held".into()),
+        started_ms: 11,
+        changed_ms: 12,
+    };
     for (name, entry) in [
         ("catalog-1-deleted", Entry::Deleted),
         ("catalog-1-datastore", Entry::Datastore(datastore)),
         ("catalog-1-template", Entry::Template(template)),
         ("catalog-1-clone", Entry::Clone(clone)),
         ("catalog-1-disk", Entry::Disk(disk)),
+        ("catalog-1-pool", Entry::Pool(pool)),
+        ("catalog-1-rollout", Entry::Rollout(rollout)),
     ] {
         let record = CatalogRecord { nonce: Nonce([2; 16]), written_ms: 9, entry };
         let golden = check(name, &envelope::encode(&record).unwrap());

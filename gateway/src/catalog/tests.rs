@@ -24,6 +24,7 @@ fn template(description: &str) -> TemplateEntry {
         published: None,
         history: Vec::new(),
         next_version: 1,
+        keep_versions: None,
         created_ms: 0,
     }
 }

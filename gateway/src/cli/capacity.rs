@@ -6,7 +6,7 @@ use clap::Args;
 use super::Session;
 use super::failure::Failure;
 use super::output::{self, Form};
-use crate::lifecycle::views::CapacityView;
+use crate::lifecycle::views::{AlertView, CapacityView};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  clonegate capacity --template win11 --clones 300 --average 5GiB")]
@@ -43,14 +43,33 @@ pub(super) async fn run(capacity: Capacity, session: &Session) -> Result<(), Fai
         .iter()
         .map(|line| {
             let part = line.bytes.saturating_mul(100).checked_div(view.full_clones_bytes).unwrap_or(0);
-            vec![line.case.clone(), output::size(line.delta_bytes), output::size(line.bytes), format!("{part} %")]
+            vec![
+                line.case.clone(),
+                output::size(line.delta_bytes),
+                output::size(line.bytes),
+                format!("{part} %"),
+                output::size(line.whole_bases_bytes),
+            ]
         })
         .collect();
-    output::table(&["CASE", "DELTA", "SPACE", "OF FULL CLONES"], &rows);
+    output::table(&["CASE", "DELTA", "SPACE", "OF FULL CLONES", "WITH WHOLE BASES"], &rows);
+    let limits: Vec<Vec<String>> = view
+        .limits
+        .iter()
+        .map(|l| vec![l.datastore.clone(), output::size(l.free_bytes), l.clones.to_string(), l.binds.clone()])
+        .collect();
+    output::table(&["DATASTORE", "FREE", "FURTHER CLONES", "LIMIT"], &limits);
     output::facts(&[
         ("full clones", output::size(view.full_clones_bytes)),
         ("free", output::size(view.free_bytes)),
         ("limit", view.binds.clone()),
+        (
+            "full in",
+            match (view.days_until_full, view.growth_bytes_per_day) {
+                (Some(days), Some(growth)) => format!("{days} days, at {} a day", output::size(growth)),
+                _ => "not known: it takes ten clones that wrote for an hour".to_owned(),
+            },
+        ),
         (
             "now",
             format!(
@@ -62,5 +81,9 @@ pub(super) async fn run(capacity: Capacity, session: &Session) -> Result<(), Fai
             ),
         ),
     ]);
+    let alerts: Vec<AlertView> = session.client()?.get("alerts").await?;
+    for alert in alerts {
+        output::line(&format!("{}: {} {} is {} % full", alert.level, alert.kind, alert.name, alert.percent));
+    }
     Ok(())
 }

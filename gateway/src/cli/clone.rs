@@ -6,8 +6,8 @@ use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{
-    CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, SnapshotView,
-    ToTemplate, Touched, UpdateClones, UpdatedClones,
+    CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, ResetRulesView,
+    SnapshotView, ToTemplate, Touched,
 };
 
 #[derive(Debug, Subcommand)]
@@ -44,19 +44,33 @@ pub(super) enum Verb {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// Take the last reset, restore or update back, with what the clone held then
+    #[command(after_help = "Example:\n  clonegate clone undo desk-001")]
+    Undo {
+        /// Names or ids
+        #[arg(required = true)]
+        clones: Vec<String>,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
     /// Keep the present state of a clone under a name
-    #[command(after_help = "Example:\n  clonegate clone snapshot desk-001 before-update")]
+    #[command(
+        after_help = "Examples:\n  clonegate clone snapshot desk-001 before-update\n  clonegate clone snapshot desk-001 before-update --drop"
+    )]
     Snapshot {
         /// Its name or id
         clone: String,
         /// The snapshot
         name: String,
+        /// Give it up
+        #[arg(long)]
+        drop: bool,
     },
     /// Move clones to another version of their template: metadata only, and the old deltas can be had back for a while
     #[command(
         after_help = "Examples:\n  clonegate clone update --template win11 --dry-run\n  clonegate clone update --template win11:2 --canary 3 --max-unavailable 20\n  clonegate clone update --template win11:1 desk-001"
     )]
-    Update(Update),
+    Update(super::update::Update),
     /// Make a template version of what a clone has become; only what changed is stored
     #[command(after_help = "Example:\n  clonegate clone to-template patched win11 --publish")]
     ToTemplate {
@@ -96,14 +110,21 @@ pub(super) enum Verb {
         /// Its name or id
         clone: String,
     },
-    /// Say whether what a clone writes is meant to last
-    #[command(after_help = "Example:\n  clonegate clone lifetime desk-001 ephemeral")]
+    /// Say whether what a clone writes is meant to last, and when it is dropped besides
+    #[command(
+        after_help = "Examples:\n  clonegate clone lifetime desk-001 ephemeral\n  clonegate clone lifetime desk-001 persistent --reset-every 7d --reset-at 20GiB\n  clonegate clone lifetime desk-001 persistent --no-rules"
+    )]
     Lifetime {
         /// Its name or id
         clone: String,
         /// persistent or ephemeral
         #[arg(value_enum)]
         lifetime: Lifetime,
+        #[command(flatten)]
+        rules: Rules,
+        /// It is dropped by no rule any more
+        #[arg(long, conflicts_with_all = ["reset_every", "reset_at"])]
+        no_rules: bool,
     },
     /// Bring a clone back to a snapshot
     #[command(after_help = "Example:\n  clonegate clone restore desk-001 before-update")]
@@ -117,24 +138,28 @@ pub(super) enum Verb {
     },
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Update {
-    /// The template, NAME for its published version or NAME:VERSION
-    #[arg(long)]
-    template: String,
-    /// Names or ids; all clones of the template otherwise
-    clones: Vec<String>,
-    /// So many go first, one by one
-    #[arg(long)]
-    canary: Option<u32>,
-    /// At most so many at once
-    #[arg(long)]
-    max_unavailable: Option<u32>,
-    /// Only note it; each moves when its machine is next switched on
-    #[arg(long)]
-    at_next_power_on: bool,
-    #[command(flatten)]
-    dry_run: DryRun,
+/// When a delta is dropped besides what policies say, once the machine is off.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct Rules {
+    /// Drop the delta so long after the last reset: 12h, 7d
+    #[arg(long, value_name = "TIME")]
+    reset_every: Option<humantime::Duration>,
+    /// Drop the delta when it has so many bytes
+    #[arg(long, value_name = "BYTES")]
+    reset_at: Option<bytesize::ByteSize>,
+}
+
+impl Rules {
+    pub(super) fn is_none(&self) -> bool {
+        self.reset_every.is_none() && self.reset_at.is_none()
+    }
+
+    pub(super) fn view(&self) -> ResetRulesView {
+        ResetRulesView {
+            every_seconds: self.reset_every.map(|every| every.as_secs()),
+            at_bytes: self.reset_at.map(|at| at.as_u64()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -176,6 +201,8 @@ pub(super) struct Create {
     /// Whether what it writes is meant to last
     #[arg(long, value_enum)]
     lifetime: Option<Lifetime>,
+    #[command(flatten)]
+    rules: Rules,
     /// KEY=VALUE for policies; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
@@ -254,16 +281,29 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Verb::Snapshot { clone, name } => {
-            let path = format!("clones/{}/snapshot", session.segment(&clone));
-            let made: SnapshotView = client.post(&path, &[], &serde_json::json!({ "name": name })).await?;
-            match session.form {
-                Form::Json => output::json(&made),
-                Form::Table => output::line(&format!("{}@{} made", made.clone, made.name)),
+        Verb::Undo { clones, dry_run } => {
+            for clone in clones {
+                let path = format!("clones/{}/undo", session.segment(&clone));
+                let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
+                touched("taken back", &done, session);
             }
             Ok(())
         }
-        Verb::Update(update) => self::update(update, session).await,
+        Verb::Snapshot { clone, name, drop } => {
+            let clone = session.segment(&clone);
+            let made: SnapshotView = if drop {
+                client.delete(&format!("clones/{clone}/snapshots/{}", session.segment(&name)), &[]).await?
+            } else {
+                client.post(&format!("clones/{clone}/snapshot"), &[], &serde_json::json!({ "name": name })).await?
+            };
+            let done = if drop { "dropped" } else { "made" };
+            match session.form {
+                Form::Json => output::json(&made),
+                Form::Table => output::line(&format!("{}@{} {done}", made.clone, made.name)),
+            }
+            Ok(())
+        }
+        Verb::Update(update) => super::update::start(update, session).await,
         Verb::ToTemplate { clone, template, publish, force } => {
             let path = format!("clones/{}/to-template", session.segment(&clone));
             let made = client.post(&path, &[], &ToTemplate { template, publish, force }).await?;
@@ -297,9 +337,10 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             touched("released", &done, session);
             Ok(())
         }
-        Verb::Lifetime { clone, lifetime } => {
+        Verb::Lifetime { clone, lifetime, rules, no_rules } => {
             let path = format!("clones/{}/lifetime", session.segment(&clone));
-            let body = serde_json::json!({ "lifetime": LifetimeView::from(lifetime) });
+            let rules = (no_rules || !rules.is_none()).then(|| rules.view());
+            let body = serde_json::json!({ "lifetime": LifetimeView::from(lifetime), "reset": rules });
             let done: Touched = client.post(&path, &[], &body).await?;
             touched("changed", &done, session);
             Ok(())
@@ -310,41 +351,6 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             touched("restored", &done, session);
             Ok(())
         }
-    }
-}
-
-async fn update(update: Update, session: &Session) -> Result<(), Failure> {
-    let (template, version) = super::template_and_version(&update.template)?;
-    let request = UpdateClones {
-        template,
-        version,
-        clones: update.clones,
-        pool: None,
-        canary: update.canary,
-        max_unavailable: update.max_unavailable,
-        at_next_power_on: update.at_next_power_on,
-    };
-    let done: UpdatedClones = session.client()?.post("updates", &update.dry_run.query(), &request).await?;
-    if session.form == Form::Json {
-        output::json(&done);
-    } else {
-        let would = if done.dry_run { "would move" } else { "moved" };
-        output::line(&format!("{} clones {would} to version {}", done.updated.len(), done.version));
-        if !done.later.is_empty() {
-            output::line(&format!("{} move at their next power-on: {}", done.later.len(), done.later.join(", ")));
-        }
-        if done.sessions > 0 {
-            output::line(&format!("{} machines have them open", done.sessions));
-        }
-        if done.delta_bytes > 0 {
-            output::line(&format!("{} of deltas go, and can be had back for a while", output::size(done.delta_bytes)));
-        }
-    }
-    match done.failed {
-        None => Ok(()),
-        Some(why) => Err(clonegate_core::Error::conflict("update-stopped", format!("stopped at {why}"))
-            .hint("mend that and run it again: it goes on where it stopped")
-            .into()),
     }
 }
 
@@ -359,6 +365,7 @@ async fn create(create: Create, session: &Session) -> Result<(), Failure> {
         durability: create.durability.map(Into::into),
         lifetime: create.lifetime.map(Into::into),
         expected_delta: None,
+        reset: create.rules.view(),
         labels: labels(&create.labels)?,
     };
     let made: CreatedClones = session.client()?.post("clones", &create.dry_run.query(), &request).await?;
@@ -422,6 +429,21 @@ fn show(clone: &CloneView, session: &Session) {
     ];
     if !clone.attached.is_empty() {
         facts.push(("attached", clone.attached.join(", ")));
+    }
+    if let Some(why) = &clone.hold {
+        facts.push(("held", why.clone()));
+    }
+    if let Some(version) = clone.pending_version {
+        facts.push(("waits", format!("moves to version {version} when its machine is off")));
+    }
+    if let (Some(why), true) = (&clone.may_run, clone.attached.is_empty()) {
+        facts.push(("machine", why.clone()));
+    }
+    if let Some(seconds) = clone.reset.every_seconds {
+        facts.push(("reset every", humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()));
+    }
+    if let Some(bytes) = clone.reset.at_bytes {
+        facts.push(("reset at", output::size(bytes)));
     }
     if let Some(bytes) = clone.delta_bytes {
         facts.push(("delta", output::size(bytes)));

@@ -17,11 +17,13 @@ mod image;
 mod jobs;
 mod output;
 mod plugin;
+mod pool;
 mod process;
 mod running;
 mod serve;
 mod template;
 mod up;
+mod update;
 
 use clap::{Args, Parser, Subcommand};
 use clonegate_core::{Error, Result};
@@ -84,6 +86,12 @@ enum Noun {
     /// Linked clones
     #[command(subcommand)]
     Clone(clone::Verb),
+    /// Clones under one pattern of names, given to users
+    #[command(subcommand)]
+    Pool(pool::Verb),
+    /// Updates that were begun: promote, pause, resume, roll back
+    #[command(subcommand)]
+    Update(update::Verb),
     /// Data disks: they outlive resets and updates of their clone
     #[command(subcommand)]
     Disk(disk::Verb),
@@ -161,6 +169,8 @@ impl Cli {
             Noun::Base(verb) => base::run(verb, &session).await,
             Noun::Clone(verb) => clone::run(verb, &session).await,
             Noun::Disk(verb) => disk::run(verb, &session).await,
+            Noun::Pool(verb) => pool::run(verb, &session).await,
+            Noun::Update(verb) => update::run(verb, &session).await,
             Noun::Capacity(capacity) => capacity::run(capacity, &session).await,
             Noun::Cache(verb) => cache::run(verb, &session).await,
             Noun::Jobs(verb) => jobs::run(verb, &session).await,

@@ -28,6 +28,28 @@ pub(super) enum Verb {
         /// Its name
         name: String,
     },
+    /// Look into a draft for what would make its clones the same machine, and seal it: then it can be published
+    #[command(after_help = "Examples:\n  clonegate template seal win11:2\n  clonegate template seal win11:2 --force")]
+    Seal {
+        /// NAME:VERSION; NAME alone takes the newest draft
+        template: String,
+        /// Whatever the checks find
+        #[arg(long)]
+        force: bool,
+    },
+    /// Keep so many old versions that no clone needs; older ones are deleted, now and after each publish
+    #[command(
+        after_help = "Examples:\n  clonegate template retain win11 --keep 3 --dry-run\n  clonegate template retain win11"
+    )]
+    Retain {
+        /// Its name
+        name: String,
+        /// So many besides the published one; all otherwise
+        #[arg(long)]
+        keep: Option<u32>,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
     /// Give new clones this version from now on
     #[command(after_help = "Example:\n  clonegate template publish win11:2")]
     Publish {
@@ -74,6 +96,12 @@ pub(super) struct Import {
     /// Deltas that each of its bases takes
     #[arg(long)]
     slots: Option<u32>,
+    /// Neither look into it nor seal it: it can be published when it is sealed
+    #[arg(long, conflicts_with_all = ["publish", "force"])]
+    draft: bool,
+    /// Seal it whatever is found in it: a machine id, host keys, what cloud-init left
+    #[arg(long)]
+    force: bool,
 }
 
 async fn import(request: Import, session: &Session) -> Result<(), Failure> {
@@ -95,6 +123,8 @@ async fn import(request: Import, session: &Session) -> Result<(), Failure> {
             "description": request.description,
             "publish": publish,
             "slots": request.slots,
+            "draft": request.draft,
+            "force": request.force,
         });
         show(&client.post(&path, &[], &body).await?, session);
         return Ok(());
@@ -110,6 +140,7 @@ async fn import(request: Import, session: &Session) -> Result<(), Failure> {
     query.extend(file.file_name().map(|v| ("origin", v.to_string_lossy().into_owned())));
     query.extend(publish.map(|v| ("publish", v.to_string())));
     query.extend(request.slots.map(|v| ("slots", v.to_string())));
+    query.extend([("draft", request.draft.to_string()), ("force", request.force.to_string())]);
     // When the image cannot be read on, that is what the user is to hear, not that the upload broke off.
     let cause = std::sync::Arc::new(parking_lot::Mutex::new(None));
     let note = std::sync::Arc::clone(&cause);
@@ -144,6 +175,16 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             let (name, version) = super::template_and_version(&template)?;
             let body = serde_json::json!({ "version": version });
             show(&client.post(&format!("{}/publish", path(&name)), &[], &body).await?, session);
+        }
+        Verb::Seal { template, force } => {
+            let (name, version) = super::template_and_version(&template)?;
+            let body = serde_json::json!({ "version": version, "force": force });
+            show(&client.post(&format!("{}/seal", path(&name)), &[], &body).await?, session);
+        }
+        Verb::Retain { name, keep, dry_run } => {
+            let body = serde_json::json!({ "keep": keep });
+            let done: Touched = client.post(&format!("{}/retention", path(&name)), &dry_run.query(), &body).await?;
+            touched("deleted", &done, session);
         }
         Verb::Rollback { name } => {
             show(&client.post(&format!("{}/rollback", path(&name)), &[], &serde_json::json!({})).await?, session);
@@ -202,6 +243,12 @@ pub(super) fn show(template: &TemplateView, session: &Session) {
     for version in &template.versions {
         for finding in &version.findings {
             output::line(&format!("version {}: {finding}", version.number));
+        }
+        if version.state == "draft" {
+            output::line(&format!(
+                "version {0} is a draft: clonegate template seal {1}:{0}, then publish it",
+                version.number, template.name
+            ));
         }
     }
 }

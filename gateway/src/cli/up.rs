@@ -172,6 +172,7 @@ async fn provide(gateway: &Arc<Gateway>, name: &Name, image: Image) -> Result<()
         name: name.to_string(),
         origin: image.path.file_name().map(|n| n.to_string_lossy().into_owned()),
         publish: Some(true),
+        force: true,
         ..ImportTemplate::default()
     };
     import(gateway, request, image.input).await
@@ -182,6 +183,9 @@ async fn import(gateway: &Arc<Gateway>, request: ImportTemplate, input: Input) -
     let imported = gateway.import_template(request, input, Arc::new(bar.clone())).await;
     bar.finish();
     if let Some(version) = imported?.versions.last() {
+        for finding in &version.findings {
+            output::line(&format!("warning: {finding}"));
+        }
         output::line(&format!(
             "imported {}: {} not zero, {} stored",
             output::size(version.size),
@@ -212,6 +216,7 @@ async fn provide_demo(gateway: &Arc<Gateway>, name: Option<&str>) -> Result<Opti
         origin: Some("demo".to_owned()),
         description: Some("boots and proves that every byte arrived".to_owned()),
         publish: Some(true),
+        force: true,
         ..ImportTemplate::default()
     };
     import(gateway, request, input).await?;

@@ -19,7 +19,7 @@ use crate::catalog::{Named, unknown};
 use crate::exports::CloneRef;
 
 /// What a delta is expected to grow to when nobody says, bytes; or half the image, whichever is less.
-const EXPECTED_DELTA: u64 = 5 << 30;
+pub(super) const EXPECTED_DELTA: u64 = 5 << 30;
 
 impl Gateway {
     /// Makes clones: all of them, or none.
@@ -40,7 +40,9 @@ impl Gateway {
             labels: to_labels(&request.labels),
         };
         let durability = request.durability.map(Into::into).unwrap_or_default();
-        self.create_in_order(&order, &names, durability, &|entry| entry, dry_run).await
+        let rules = request.reset.checked()?;
+        let finish = |entry: CloneEntry| CloneEntry { reset: rules.clone(), ..entry };
+        self.create_in_order(&order, &names, durability, &finish, dry_run).await
     }
 
     /// Makes the clones of these names; `finish` completes the catalog entry of each.
@@ -106,9 +108,12 @@ impl Gateway {
             pool: order.pool.clone(),
             labels: order.labels.clone(),
             hold: None,
+            hold_until_ms: None,
             reset: ResetRules::default(),
             last_reset_ms: None,
             pending_version: None,
+            moved_from: None,
+            left_running: false,
             assigned: None,
             identity: None,
         };
@@ -217,7 +222,7 @@ impl Gateway {
             if entry.record.id != id {
                 return Err(unknown::<CloneEntry>(&clone));
             }
-            entry.hold.as_ref().map_or(Ok(()), |why| {
+            self.held(entry).map_or(Ok(()), |why| {
                 Err(Error::conflict("held", format!("it is held: {why}"))
                     .on(found.name.as_str())
                     .hint("`clonegate clone release` lets it go"))
@@ -263,8 +268,11 @@ impl Gateway {
             labels: from_labels(&clone.state.labels),
             attached: self.open.attached(record.id),
             delta_bytes: self.open.delta_bytes(record.id),
-            hold: clone.state.hold.clone(),
+            hold: self.held(&clone.state).map(str::to_owned),
             pending_version: clone.state.pending_version,
+            reset: (&clone.state.reset).into(),
+            may_run: self.may_run(clone),
+            moved_from: clone.state.moved_from.as_ref().map(|from| from.version),
             disk: format!("/v1/clones/{}/disk", clone.name),
             created_ms: record.created_ms,
             last_reset_ms: clone.state.last_reset_ms,

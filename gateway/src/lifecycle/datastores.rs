@@ -176,6 +176,12 @@ impl Datastore {
         Some(u64::try_from(limit).unwrap_or(u64::MAX))
     }
 
+    /// Bytes that its clones may grow to.
+    pub(super) fn promised(&self) -> u64 {
+        let bases = self.table.bases();
+        bases.iter().map(|b| u64::from(b.count()).saturating_mul(b.record.size)).fold(0, u64::saturating_add)
+    }
+
     /// Counts the bytes in it again, when its operator set a capacity.
     pub(super) async fn count_used(&self) -> Result<()> {
         if self.entry.read().capacity.is_none() {

@@ -1,15 +1,22 @@
 //! The gateway as the edges see it: a directory of devices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clonegate_core::Result;
 use clonegate_core::format::catalog::CloneEntry;
 use futures::future::BoxFuture;
 
 use super::gateway::Gateway;
-use super::open::Open;
-use crate::device::Device;
+use super::machines::Before;
+use super::open::{BEING_CHANGED, Of, Open};
+use crate::device::{Device, Version};
 use crate::exports::{Attach, Attachment, Detach, ExportInfo, ExportName, Exports};
+
+/// How long a machine waits for a clone whose bytes are being replaced.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks whether that is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Exports for Gateway {
     fn peek(&self, name: &str) -> Option<Arc<dyn Device>> {
@@ -26,13 +33,32 @@ impl Exports for Gateway {
     fn attach(&self, name: ExportName, attach: Attach) -> BoxFuture<'_, Result<Box<dyn Attachment>>> {
         Box::pin(async move {
             let write = attach.write;
-            let open = self.run(move |gateway| gateway.open_for_machine(name, write)).await?;
             let number = self.open.number();
-            open.enter(&attach, number);
+            let begun = self.clock.instant();
+            let open = loop {
+                let name = name.clone();
+                let open = self.run(move |gateway| gateway.open_for_machine(name, write)).await?;
+                match open.enter(&attach, number) {
+                    // A reset or a move under way takes a moment; the machine gets what it leads to.
+                    Err(error) if error.code() == BEING_CHANGED && begun.elapsed() < PATIENCE => {
+                        self.clock.sleep(LOOK_AGAIN).await;
+                    }
+                    entered => {
+                        entered?;
+                        break open;
+                    }
+                }
+            };
             self.open.note_session(open.of);
+            // A reader is no machine either.
+            let before = match open.of {
+                Of::Clone(id) if write => self.machines.attached(id),
+                _ => Before::default(),
+            };
             tracing::info!(export = %open.device.info().name, client = %attach.client, write = attach.write, "attached");
             let gateway = self.me.upgrade();
-            Ok(Box::new(Attached { gateway, open, number, how: Detach::Lost }) as Box<dyn Attachment>)
+            let version = open.device.version().0;
+            Ok(Box::new(Attached { gateway, open, number, before, version, how: Detach::Lost }) as Box<dyn Attachment>)
         })
     }
 
@@ -57,6 +83,9 @@ struct Attached {
     gateway: Option<Arc<Gateway>>,
     open: Arc<Open>,
     number: u64,
+    before: Before,
+    /// Of the bytes when it came.
+    version: Version,
     how: Detach,
 }
 
@@ -78,9 +107,15 @@ impl Drop for Attached {
     fn drop(&mut self) {
         let last = self.open.leave(self.number);
         tracing::info!(export = %self.open.device.info().name, how = ?self.how, last, "detached");
-        // Only a clean good-bye that nobody follows may count as a power-off; a lost connection never does.
-        if let (Some(gateway), true, Detach::Clean) = (&self.gateway, last, self.how) {
-            gateway.clean_detach(&self.open);
+        let (Some(gateway), Of::Clone(id)) = (&self.gateway, self.open.of) else { return };
+        // Only a clean good-bye of who wrote, that nobody follows, may count as a power-off; a lost connection never does, and
+        // neither does a tool that has a look.
+        let wrote = self.open.device.version().0 != self.version || gateway.reset_waits.lock().contains(&id);
+        match self.how {
+            Detach::Clean if last && wrote => gateway.clean_detach(&self.open),
+            _ if self.open.is_attached() => {}
+            Detach::Clean => gateway.machines.again(id, self.before),
+            Detach::Lost => gateway.machines.lost(id),
         }
     }
 }

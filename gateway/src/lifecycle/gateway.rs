@@ -15,6 +15,7 @@ use super::advisor::Advisor;
 use super::context;
 use super::datastores::{self, DatastoreSettings, Datastores};
 use super::jobs::{self, Jobs};
+use super::machines::Machines;
 use super::open::OpenDevices;
 use super::volumes::{Bases, Sources};
 use crate::catalog::{Catalog, Named};
@@ -27,6 +28,8 @@ use crate::store::{Store, StoreConfig};
 const LOOK_FOR_DEAD: Duration = Duration::from_secs(1);
 /// How often clones are looked at that have reset rules of their own.
 const RESET_RULES: Duration = Duration::from_secs(30);
+/// How often pools are filled up.
+const FILL_POOLS: Duration = Duration::from_secs(60);
 /// How often a datastore that does not answer is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(15);
 /// How often the bytes in datastores are counted.
@@ -75,6 +78,10 @@ pub struct Gateway {
     pub(super) jobs: Jobs,
     /// Clones to be reset as soon as nobody has them open.
     pub(super) reset_waits: Mutex<HashSet<CloneId>>,
+    /// Which machines may still run, and which are known to be off.
+    pub(super) machines: Machines,
+    /// What was said to be about to be full.
+    pub(super) alerted: Mutex<HashMap<(String, String), String>>,
 }
 
 impl fmt::Debug for Gateway {
@@ -108,6 +115,8 @@ impl Gateway {
             open: OpenDevices::default(),
             engine,
             reset_waits: Mutex::default(),
+            machines: Machines::default(),
+            alerted: Mutex::default(),
             handle: Handle::current(),
             clock,
             settings,
@@ -118,6 +127,7 @@ impl Gateway {
         gateway.open_datastores().await?;
         gateway.keep_house();
         gateway.resume_jobs().await;
+        gateway.go_on_with_rollouts();
         Ok(gateway)
     }
 
@@ -185,7 +195,12 @@ impl Gateway {
         self.every(LOOK_FOR_DEAD, |gateway| async move { gateway.open.drop_all_dead() });
         self.every(RESET_RULES, Self::apply_reset_rules);
         self.every(jobs::LOOK, Self::tend_jobs);
+        self.every(FILL_POOLS, Self::fill_pools);
         self.every(TRY_AGAIN, |gateway| async move {
+            // Another gateway may have added one, or taken one into maintenance.
+            if let Err(error) = gateway.open_datastores().await {
+                tracing::debug!(%error, "the datastores cannot be looked at now");
+            }
             for datastore in gateway.datastores.all() {
                 if datastore.trouble().is_some()
                     && datastore.admit(gateway.settings.gateway, &gateway.settings.host).await.is_ok()
@@ -200,6 +215,7 @@ impl Gateway {
                     tracing::debug!(datastore = %datastore.name, %error, "its bytes cannot be counted now");
                 }
             }
+            gateway.watch_capacity().await;
         });
     }
 
@@ -220,6 +236,7 @@ impl Gateway {
     /// Closes everything that is open, so that what was acknowledged is where its durability mode says.
     pub async fn stop(&self) {
         self.jobs.stop(&self.clock).await;
+        self.note_running_machines().await;
         self.open.close_all(&self.clock).await;
     }
 

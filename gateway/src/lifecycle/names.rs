@@ -58,6 +58,11 @@ impl Pattern {
         Ok(Self { before: before.to_owned(), digits: letters.len(), after: after.to_owned() })
     }
 
+    /// Whether the two make the same name with some number, told by what stands around it.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.before == other.before && self.after == other.after
+    }
+
     /// The name with this number.
     pub(super) fn name(&self, number: u32) -> String {
         format!("{}{number:0digits$}{}", self.before, self.after, digits = self.digits)

@@ -37,13 +37,30 @@ struct Session {
     write: bool,
 }
 
-/// The machines of one device.
+/// The machines that have a device attached, and whether more may come.
 #[derive(Debug, Default)]
-struct Machines {
-    sessions: Vec<Session>,
+struct Sessions {
+    machines: Vec<Session>,
     /// The machine that wrote last since it was opened.
     wrote: Option<String>,
+    /// Its bytes are being replaced.
+    barred: bool,
+    /// It is closed, or about to be: look for it again.
+    gone: bool,
 }
+
+/// Keeps machines out of a device while its bytes are replaced.
+#[derive(Debug)]
+pub(super) struct Barred(Arc<Open>);
+
+impl Drop for Barred {
+    fn drop(&mut self) {
+        self.0.sessions.lock().barred = false;
+    }
+}
+
+/// The code of the refusal while a device is barred or closing; it passes by itself.
+pub(super) const BEING_CHANGED: &str = "being-changed";
 
 /// One open device.
 #[derive(Debug)]
@@ -53,50 +70,81 @@ pub(super) struct Open {
     pub(super) of: Of,
     /// Whether anybody asked for it since the last sweep.
     used: AtomicBool,
-    machines: Mutex<Machines>,
+    sessions: Mutex<Sessions>,
     /// Several machines may write: what is on it is made for that.
     shared: bool,
 }
 
 impl Open {
     pub(super) fn new(of: Of, device: Arc<dyn Device>, volume: Option<Arc<Volume>>) -> Arc<Self> {
-        Arc::new(Self { device, volume, of, used: AtomicBool::new(true), machines: Mutex::default(), shared: false })
+        Arc::new(Self { device, volume, of, used: AtomicBool::new(true), sessions: Mutex::default(), shared: false })
     }
 
     /// An open volume that several machines may write to.
     pub(super) fn shared(of: Of, device: Arc<dyn Device>, volume: Arc<Volume>) -> Arc<Self> {
-        let machines = Mutex::default();
-        Arc::new(Self { device, volume: Some(volume), of, used: AtomicBool::new(true), machines, shared: true })
+        let sessions = Mutex::default();
+        Arc::new(Self { device, volume: Some(volume), of, used: AtomicBool::new(true), sessions, shared: true })
     }
 
     /// Enters a machine.
-    pub(super) fn enter(&self, attach: &Attach, number: u64) {
-        self.machines.lock().sessions.push(Session { number, client: attach.client.clone(), write: false });
+    ///
+    /// # Errors
+    /// `Conflict` with code [`BEING_CHANGED`]: open it again, it passes.
+    pub(super) fn enter(&self, attach: &Attach, number: u64) -> Result<()> {
+        let mut sessions = self.sessions.lock();
+        if sessions.barred || sessions.gone {
+            return Err(self.being_changed());
+        }
+        sessions.machines.push(Session { number, client: attach.client.clone(), write: false });
+        Ok(())
     }
 
     /// Makes a session one of the machine that writes. One machine at a time may.
     pub(super) fn claim(&self, number: u64) -> Result<()> {
-        let mut machines = self.machines.lock();
-        let Machines { sessions, wrote } = &mut *machines;
-        let Some(client) = sessions.iter().find(|s| s.number == number).map(|s| s.client.clone()) else {
+        let mut sessions = self.sessions.lock();
+        let Sessions { machines, wrote, .. } = &mut *sessions;
+        let Some(client) = machines.iter().find(|s| s.number == number).map(|s| s.client.clone()) else {
             return Ok(());
         };
-        if let Some(other) = sessions.iter().find(|s| s.write && s.client != client).filter(|_| !self.shared) {
+        if let Some(other) = machines.iter().find(|s| s.write && s.client != client).filter(|_| !self.shared) {
             return Err(Error::denied("attached-elsewhere", format!("{} writes to it", other.client))
                 .on(self.device.info().name.clone())
                 .hint("two machines that write to one disk destroy it: detach the other first"));
         }
-        sessions.iter_mut().filter(|s| s.number == number).for_each(|s| s.write = true);
+        machines.iter_mut().filter(|s| s.number == number).for_each(|s| s.write = true);
         *wrote = Some(client);
         Ok(())
     }
 
     /// Takes a machine out; tells whether it is the one that wrote last and no other session of it is left.
     pub(super) fn leave(&self, number: u64) -> bool {
-        let mut machines = self.machines.lock();
-        let Some(at) = machines.sessions.iter().position(|s| s.number == number) else { return false };
-        let gone = machines.sessions.swap_remove(at);
-        machines.wrote.as_ref() == Some(&gone.client) && !machines.sessions.iter().any(|s| s.client == gone.client)
+        let mut sessions = self.sessions.lock();
+        let Some(at) = sessions.machines.iter().position(|s| s.number == number) else { return false };
+        let gone = sessions.machines.swap_remove(at);
+        sessions.wrote.as_ref() == Some(&gone.client) && !sessions.machines.iter().any(|s| s.client == gone.client)
+    }
+
+    /// Keeps machines out until the answer is dropped, so that none attaches while the bytes are replaced.
+    ///
+    /// # Errors
+    /// `Conflict` with code `attached`, naming the machines, or with [`BEING_CHANGED`].
+    pub(super) fn bar(self: &Arc<Self>) -> Result<Barred> {
+        let mut sessions = self.sessions.lock();
+        if !sessions.machines.is_empty() {
+            drop(sessions);
+            return Err(attached(&self.device.info().name, &self.clients()));
+        }
+        if sessions.barred || sessions.gone {
+            return Err(self.being_changed());
+        }
+        sessions.barred = true;
+        Ok(Barred(Arc::clone(self)))
+    }
+
+    fn being_changed(&self) -> Error {
+        Error::conflict(BEING_CHANGED, "its bytes are being replaced")
+            .on(self.device.info().name.clone())
+            .hint("try again in a moment")
     }
 
     /// Whether it can no longer be used: another gateway took the clone over.
@@ -105,15 +153,32 @@ impl Open {
     }
 
     fn clients(&self) -> Vec<String> {
-        let mut clients: Vec<String> = self.machines.lock().sessions.iter().map(|s| s.client.clone()).collect();
+        let mut clients: Vec<String> = self.sessions.lock().machines.iter().map(|s| s.client.clone()).collect();
         clients.sort();
         clients.dedup();
         clients
     }
 
     fn is_idle(&self) -> bool {
-        !self.used.swap(false, Ordering::Relaxed) && self.machines.lock().sessions.is_empty()
+        !self.used.swap(false, Ordering::Relaxed) && !self.is_in_use()
     }
+
+    /// Whether a machine has it open.
+    pub(super) fn is_attached(&self) -> bool {
+        !self.sessions.lock().machines.is_empty()
+    }
+
+    fn is_in_use(&self) -> bool {
+        let sessions = self.sessions.lock();
+        sessions.barred || !sessions.machines.is_empty()
+    }
+}
+
+/// The refusal while machines have a clone open.
+pub(super) fn attached(name: &str, clients: &[String]) -> Error {
+    Error::conflict("attached", format!("{} has it open", clients.join(", ")))
+        .on(name)
+        .hint("switch the machine off first")
 }
 
 type Names = HashMap<Box<str>, Arc<Open>>;
@@ -217,9 +282,10 @@ impl OpenDevices {
         self.of(Of::Clone(id)).map(|open| open.clients()).unwrap_or_default()
     }
 
-    /// Bytes of an open clone's delta.
+    /// Bytes of an open clone's delta, with what is accepted and not in the store yet.
     pub(super) fn delta_bytes(&self, id: CloneId) -> Option<u64> {
-        Some(self.of(Of::Clone(id))?.volume.as_ref()?.status().delta_bytes)
+        let status = self.of(Of::Clone(id))?.volume.as_ref()?.status();
+        Some(status.delta_bytes.saturating_add(status.dirty_bytes))
     }
 
     /// Forgets a clone whose name is gone.
@@ -272,9 +338,17 @@ impl OpenDevices {
             names.values().filter(|open| seen.insert(open.of) && open.is_idle()).cloned().collect()
         };
         for open in idle {
-            let of = open.of;
+            // A machine may have come in this moment.
+            let (of, in_use) = (open.of, {
+                let mut sessions = open.sessions.lock();
+                let in_use = sessions.barred || !sessions.machines.is_empty();
+                sessions.gone |= !in_use;
+                in_use
+            });
             drop(open);
-            self.close(of, clock).await;
+            if !in_use {
+                self.close(of, clock).await;
+            }
         }
     }
 
@@ -295,6 +369,7 @@ impl OpenDevices {
     async fn close(&self, of: Of, clock: &Clock) {
         let _lock = self.lock(of).await;
         let Some(open) = self.remove(of) else { return };
+        open.sessions.lock().gone = true;
         let Some(volume) = open.volume.clone() else { return };
         let begun = clock.instant();
         // Two are in `open` (the volume is its device), one is `volume` here.

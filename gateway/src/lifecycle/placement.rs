@@ -197,12 +197,7 @@ impl Gateway {
             return Err("unwritten bytes take space there, which linked clones cannot have".to_owned());
         }
         if let Some(limit) = datastore.promise_limit() {
-            let promised: u64 = datastore
-                .table
-                .bases()
-                .iter()
-                .map(|b| u64::from(b.count()).saturating_mul(b.record.size))
-                .fold(0, u64::saturating_add);
+            let promised = datastore.promised();
             let fits = limit.saturating_sub(promised) / order.version.size.max(1);
             if fits == 0 {
                 return Err(format!(

@@ -17,7 +17,7 @@ use clonegate_core::{Error, Result};
 use super::gateway::Gateway;
 use super::open::{Of, Open};
 use super::placement::{advised, image};
-use super::views::{PowerEvent, PowerOutcome, Touched};
+use super::views::{PowerEvent, PowerOutcome, ResetRulesView, Touched};
 use crate::catalog::Named;
 use crate::device::Device as _;
 use crate::exports::CloneRef;
@@ -26,22 +26,44 @@ impl Gateway {
     pub(super) async fn do_power_clone(self: Arc<Self>, clone: String, event: PowerEvent) -> Result<PowerOutcome> {
         let clone = self.find_clone(&clone.parse()?).await?;
         match event {
+            // Whoever switches it on knows that its machine begins anew, however the last connection ended.
             PowerEvent::On => {
-                // Whoever switches it on knows that its machine begins anew.
                 if let Some(volume) =
                     self.open.of(Of::Clone(clone.state.record.id)).and_then(|open| open.volume.clone())
                 {
                     volume.begin_anew();
                 }
-                self.power_on(&clone).await
+                self.note_off_unless_attached(&clone).await?;
+                self.do_what_waits(&clone).await
             }
-            PowerEvent::Off => self.ask_reset(&clone, ResetEvent::PowerOff).await,
+            PowerEvent::Off => self.powered_off(&clone, ResetEvent::PowerOff).await,
             PowerEvent::Logoff => self.ask_reset(&clone, ResetEvent::LogOff).await,
         }
     }
 
-    /// Does what waits for the power-on: an update.
-    pub(super) async fn power_on(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<PowerOutcome> {
+    async fn note_off_unless_attached(&self, clone: &Named<CloneEntry>) -> Result<()> {
+        if self.open.attached(clone.state.record.id).is_empty() { self.note_off(clone).await } else { Ok(()) }
+    }
+
+    /// A machine is off: an update that waits goes first, for it drops the delta anyway; then the policy is asked.
+    async fn powered_off(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
+        self.note_off_unless_attached(clone).await?;
+        let waited = self.do_what_waits(clone).await?;
+        if waited.action == "updated" {
+            self.back_to_pool(clone).await?;
+            return Ok(waited);
+        }
+        if let (Some(rule), Ok(())) = (self.rule_due(clone), self.check_discard(clone)) {
+            self.discard(clone, ResetOnto::SameBase).await?;
+            self.back_to_pool(clone).await?;
+            tracing::info!(clone = %clone.name, rule, "reset by its own rule");
+            return Ok(outcome(clone, "reset", &rule, "rule"));
+        }
+        self.ask_reset(clone, event).await
+    }
+
+    /// Does what waits for a time when the machine is off: an update.
+    pub(super) async fn do_what_waits(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<PowerOutcome> {
         let Some(number) = clone.state.pending_version else {
             return Ok(outcome(clone, "kept", "nothing waits for it", ""));
         };
@@ -49,9 +71,19 @@ impl Gateway {
         if let Err(why) = self.check_discard(clone) {
             return Ok(outcome(clone, "kept", why.message(), ""));
         }
+        // A pending version that it came from is a move to be taken back, with what the clone held then.
+        let back = clone.state.moved_from.as_ref().is_some_and(|from| from.version == number);
+        if back && self.take_back(clone).await.is_ok() {
+            return Ok(outcome(
+                clone,
+                "updated",
+                &format!("it is back on version {number} with what it held"),
+                "update",
+            ));
+        }
         let version = self.version_for_clones(&clone.state.template, Some(number)).await?;
         self.rebase(clone, &clone.state.template, &version).await?;
-        Ok(outcome(clone, "updated", &format!("version {number} waited for its power-on"), "update"))
+        Ok(outcome(clone, "updated", &format!("version {number} waited until it was off"), "update"))
     }
 
     /// Asks the policy whether the delta goes, and does what is safe of the answer.
@@ -78,7 +110,7 @@ impl Gateway {
                 last_reset_ms: entry.last_reset_ms,
                 last_exit: Exit::Unknown,
                 attached: !self.open.attached(entry.record.id).is_empty(),
-                held: entry.hold.is_some(),
+                held: self.held(entry).is_some(),
                 delta: self.open.delta_bytes(entry.record.id).unwrap_or(0),
                 size: entry.record.size,
                 newer,
@@ -101,11 +133,13 @@ impl Gateway {
                     return Ok(outcome(clone, "reset-when-detached", &plan.reason, &advice.by));
                 }
                 self.discard(clone, plan.onto).await?;
+                self.back_to_pool(clone).await?;
                 tracing::info!(clone = %clone.name, by = %advice.by, reason = %plan.reason, decision = %advice.decision, "reset");
                 Ok(outcome(clone, "reset", &plan.reason, &advice.by))
             }
             ResetVerdict::Hold(hold) => {
-                self.set_hold(clone, Some(hold.reason.clone())).await?;
+                let until_ms = hold.seconds.map(|s| self.clock.now_ms().saturating_add(u64::from(s) * 1000));
+                self.set_hold(clone, Some(hold.reason.clone()), until_ms).await?;
                 Ok(outcome(clone, "held", &hold.reason, &advice.by))
             }
             ResetVerdict::AskAgain(seconds) => {
@@ -126,9 +160,7 @@ impl Gateway {
                 return self.rebase(clone, &clone.state.template, &version).await;
             }
         }
-        let (_open, volume) = self.volume(clone).await?;
-        volume.reset(None).await?;
-        self.note_reset(clone).await
+        self.drop_delta(clone).await
     }
 
     fn ask_again(&self, id: CloneId, event: ResetEvent, seconds: u32) {
@@ -162,7 +194,7 @@ impl Gateway {
             }
             let asked = async {
                 let clone = gateway.find_clone(&CloneRef::Id(id)).await?;
-                gateway.ask_reset(&clone, ResetEvent::PowerOff).await
+                gateway.powered_off(&clone, ResetEvent::PowerOff).await
             };
             if let Err(error) = asked.await {
                 tracing::warn!(%id, %error, "the power-off could not be handled");
@@ -170,28 +202,39 @@ impl Gateway {
         });
     }
 
-    /// Resets what its own rules say: at an interval, or past a size. Never an open or a held clone.
+    /// What its own rules say of its delta, when they say that it goes.
+    fn rule_due(&self, clone: &Named<CloneEntry>) -> Option<String> {
+        let rules = &clone.state.reset;
+        let since = clone.state.last_reset_ms.unwrap_or(clone.state.record.created_ms);
+        if rules.every_ms.is_some_and(|every| since.saturating_add(every) <= self.clock.now_ms()) {
+            return Some("its interval is over".to_owned());
+        }
+        let (most, has) = rules.at_bytes.zip(self.open.delta_bytes(clone.state.record.id))?;
+        (has >= most).then(|| format!("its delta has {has} bytes of {most}"))
+    }
+
+    /// Resets what its own rules say: at an interval, or past a size. Never a held clone, and none whose machine was not seen to be
+    /// switched off: it may be about to come back after a restart or a lost connection.
     pub(super) async fn apply_reset_rules(self: Arc<Self>) {
-        let now = self.clock.now_ms();
         for clone in self.catalog.remembered_all::<CloneEntry>() {
-            let rules = &clone.state.reset;
-            let since = clone.state.last_reset_ms.unwrap_or(clone.state.record.created_ms);
-            let due = rules.every_ms.is_some_and(|every| since.saturating_add(every) <= now);
-            let large =
-                rules.at_bytes.zip(self.open.delta_bytes(clone.state.record.id)).is_some_and(|(most, has)| has >= most);
-            if !(due || large) || self.check_discard(&clone).is_err() {
-                continue;
-            }
-            match self.discard(&clone, ResetOnto::SameBase).await {
-                Ok(()) => tracing::info!(clone = %clone.name, due, large, "reset by its own rule"),
+            let off = self.machines.is_off(clone.state.record.id);
+            let Some(rule) = self.rule_due(&clone).filter(|_| off) else { continue };
+            // What is remembered may be of yesterday: another gateway may have reset it.
+            let now = match self.catalog.find::<CloneEntry>(&clone.name).await {
+                Ok(Some(now)) if self.rule_due(&now).is_some() && self.check_discard(&now).is_ok() => now,
+                _ => continue,
+            };
+            match self.discard(&now, ResetOnto::SameBase).await {
+                Ok(()) => tracing::info!(clone = %clone.name, rule, "reset by its own rule"),
                 Err(error) => tracing::warn!(clone = %clone.name, %error, "its reset rule failed"),
             }
         }
     }
 
-    async fn set_hold(&self, clone: &Named<CloneEntry>, why: Option<String>) -> Result<()> {
+    async fn set_hold(&self, clone: &Named<CloneEntry>, why: Option<String>, until_ms: Option<u64>) -> Result<()> {
         let set = |entry: &mut CloneEntry| {
             entry.hold.clone_from(&why);
+            entry.hold_until_ms = until_ms;
             Ok(())
         };
         self.catalog.change(&clone.name, set).await.map(drop)
@@ -203,14 +246,23 @@ impl Gateway {
             return Err(Error::invalid("bad-text", format!("a reason has at most {WHY_BYTES_MAX} bytes")));
         }
         let clone = self.find_clone(&clone.parse()?).await?;
-        self.set_hold(&clone, why).await?;
+        self.set_hold(&clone, why, None).await?;
         Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
     }
 
-    pub(super) async fn do_set_lifetime(self: Arc<Self>, clone: String, lifetime: Lifetime) -> Result<Touched> {
+    pub(super) async fn do_set_lifetime(
+        self: Arc<Self>,
+        clone: String,
+        lifetime: Option<Lifetime>,
+        rules: Option<ResetRulesView>,
+    ) -> Result<Touched> {
         let clone = self.find_clone(&clone.parse()?).await?;
+        let rules = rules.map(|rules| rules.checked()).transpose()?;
         let set = |entry: &mut CloneEntry| {
-            entry.lifetime = lifetime;
+            entry.lifetime = lifetime.unwrap_or(entry.lifetime);
+            if let Some(rules) = &rules {
+                entry.reset = rules.clone();
+            }
             Ok(())
         };
         self.catalog.change(&clone.name, set).await?;

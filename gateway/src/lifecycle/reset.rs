@@ -1,17 +1,24 @@
-//! Reset, snapshot and restore: what a clone has written, dropped, kept or brought back.
+//! Reset, undo, snapshot and restore: what a clone has written, dropped, kept or brought back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clonegate_core::format::catalog::CloneEntry;
 use clonegate_core::ids::Name;
 use clonegate_core::{Error, Result};
 
 use super::gateway::Gateway;
-use super::open::Open;
+use super::open::{BEING_CHANGED, Barred, Open, attached};
+use super::update::Change;
 use super::views::{SnapshotView, Touched};
 use crate::catalog::{Named, unknown};
 use crate::exports::{CloneRef, ExportName};
 use crate::volume::Volume;
+
+/// How long a change waits for another one of the same clone.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks whether that is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Gateway {
     /// The open volume of a clone.
@@ -22,41 +29,131 @@ impl Gateway {
         Ok((open, volume))
     }
 
-    /// Fails while a machine has the clone open, or somebody holds it.
-    pub(super) fn check_discard(&self, clone: &Named<CloneEntry>) -> Result<()> {
-        let attached = self.open.attached(clone.state.record.id);
-        if !attached.is_empty() {
-            return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
-                .on(clone.name.as_str())
-                .hint("switch the machine off first"));
+    /// The open volume of a clone that no machine has attached, and what keeps machines out until it is dropped.
+    ///
+    /// # Errors
+    /// `Conflict` with code `attached`.
+    pub(super) async fn quiet(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<(Barred, Arc<Volume>)> {
+        let begun = self.clock.instant();
+        loop {
+            let (open, volume) = self.volume(clone).await?;
+            match open.bar() {
+                Ok(barred) => return Ok((barred, volume)),
+                Err(error) if error.code() == BEING_CHANGED && begun.elapsed() < PATIENCE => {}
+                Err(error) => return Err(error),
+            }
+            drop((open, volume));
+            self.clock.sleep(LOOK_AGAIN).await;
         }
-        clone.state.hold.as_ref().map_or(Ok(()), |why| {
-            Err(Error::conflict("held", format!("it is held: {why}")).on(clone.name.as_str()).hint("let it go first"))
+    }
+
+    /// Why a clone is held, when it is.
+    pub(super) fn held<'a>(&self, entry: &'a CloneEntry) -> Option<&'a str> {
+        let over = entry.hold_until_ms.is_some_and(|until| until <= self.clock.now_ms());
+        entry.hold.as_deref().filter(|_| !over)
+    }
+
+    /// Fails while somebody holds the clone.
+    fn check_held(&self, clone: &Named<CloneEntry>) -> Result<()> {
+        self.held(&clone.state).map_or(Ok(()), |why| {
+            Err(Error::conflict("held", format!("it is held: {why}"))
+                .on(clone.name.as_str())
+                .hint(format!("`clonegate clone release {}` lets it go", clone.name)))
         })
+    }
+
+    /// Fails while somebody holds the clone, or its machine may run. What an operator orders does not need the second.
+    pub(super) fn check_discard(&self, clone: &Named<CloneEntry>) -> Result<()> {
+        if let Some(why) = self.may_run(clone) {
+            return Err(Error::conflict("attached", why)
+                .on(clone.name.as_str())
+                .hint(format!("switch it off, or say that it is: clonegate clone power off {}", clone.name)));
+        }
+        self.check_held(clone)
+    }
+
+    /// Fails while a machine has the clone open, or somebody holds it.
+    fn check_ordered(&self, clone: &Named<CloneEntry>) -> Result<()> {
+        let clients = self.open.attached(clone.state.record.id);
+        if !clients.is_empty() {
+            return Err(attached(clone.name.as_str(), &clients));
+        }
+        self.check_held(clone)
     }
 
     fn would_touch(&self, clone: &Named<CloneEntry>, volume: &Volume, dry_run: bool) -> Touched {
         let attached = self.open.attached(clone.state.record.id);
+        let status = volume.status();
+        let mut notes = Vec::new();
+        if let Some(why) = self.held(&clone.state) {
+            notes.push(format!("it is held: {why}"));
+        }
+        notes.push(self.what_becomes_of_it(&clone.state));
         Touched {
             dry_run,
             names: vec![clone.name.to_string()],
             sessions: u32::try_from(attached.len()).unwrap_or(u32::MAX),
-            bytes: volume.status().delta_bytes,
-            notes: Vec::new(),
+            bytes: status.delta_bytes.saturating_add(status.dirty_bytes),
+            notes,
         }
+    }
+
+    /// One sentence: what becomes of a delta that is dropped.
+    pub(super) fn what_becomes_of_it(&self, clone: &CloneEntry) -> String {
+        let window = self.settings.delta.undo_window;
+        if clone.record.durability == clonegate_core::format::clone::Durability::Ephemeral || window.is_zero() {
+            return "what it wrote is gone for good".to_owned();
+        }
+        format!("what it wrote can be had back for {} h with clone undo", window.as_secs().div_ceil(3600))
+    }
+
+    /// Drops what a quiet clone has written.
+    pub(super) async fn drop_delta(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<()> {
+        let (_barred, volume) = self.quiet(clone).await?;
+        volume.reset(None).await?;
+        self.note_reset(clone).await
     }
 
     pub(super) async fn do_reset_clone(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
         let clone = self.find_clone(&clone.parse()?).await?;
-        let (_open, volume) = self.volume(&clone).await?;
-        let touched = self.would_touch(&clone, &volume, dry_run);
+        let touched = {
+            let (_open, volume) = self.volume(&clone).await?;
+            self.would_touch(&clone, &volume, dry_run)
+        };
         if dry_run {
             return Ok(touched);
         }
-        self.check_discard(&clone)?;
-        volume.reset(None).await?;
-        self.note_reset(&clone).await?;
+        self.check_ordered(&clone)?;
+        self.drop_delta(&clone).await?;
         Ok(touched)
+    }
+
+    /// Takes the last reset, restore or update back, with what the clone held then.
+    pub(super) async fn do_undo_clone(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
+        let clone = self.find_clone(&clone.parse()?).await?;
+        let touched = {
+            let (_open, volume) = self.volume(&clone).await?;
+            let status = volume.status();
+            let now = self.clock.now_ms();
+            if status.undo_until_ms.is_none_or(|until| until <= now) {
+                return Err(Error::conflict("nothing-to-undo", "there is no reset, restore or update to take back")
+                    .on(clone.name.as_str()));
+            }
+            self.would_touch(&clone, &volume, dry_run)
+        };
+        if dry_run {
+            return Ok(touched);
+        }
+        self.check_ordered(&clone)?;
+        self.take_back(&clone).await?;
+        Ok(touched)
+    }
+
+    /// Takes the last reset, restore or update of a quiet clone back.
+    pub(super) async fn take_back(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<()> {
+        let (barred, volume) = self.quiet(clone).await?;
+        let base = volume.status().undo_base;
+        self.change_over(clone, barred, volume, base, Change::Undo).await
     }
 
     /// Remembers when the clone was reset.
@@ -64,6 +161,7 @@ impl Gateway {
         let now = self.clock.now_ms();
         let note = |entry: &mut CloneEntry| {
             entry.last_reset_ms = Some(now);
+            entry.left_running = false;
             Ok(())
         };
         self.catalog.change(&clone.name, note).await.map(drop)
@@ -82,6 +180,14 @@ impl Gateway {
         Ok(SnapshotView { clone: clone.name.to_string(), name: snapshot.to_string() })
     }
 
+    pub(super) async fn do_drop_snapshot(self: Arc<Self>, clone: String, snapshot: String) -> Result<SnapshotView> {
+        let snapshot = Name::new(snapshot)?;
+        let clone = self.find_clone(&clone.parse()?).await?;
+        let (_open, volume) = self.volume(&clone).await?;
+        volume.drop_snapshot(snapshot.clone()).await?;
+        Ok(SnapshotView { clone: clone.name.to_string(), name: snapshot.to_string() })
+    }
+
     pub(super) async fn do_restore_clone(
         self: Arc<Self>,
         clone: String,
@@ -90,13 +196,19 @@ impl Gateway {
     ) -> Result<Touched> {
         let snapshot = Name::new(snapshot)?;
         let clone = self.find_clone(&clone.parse()?).await?;
-        let (_open, volume) = self.volume(&clone).await?;
-        let touched = self.would_touch(&clone, &volume, dry_run);
+        let touched = {
+            let (_open, volume) = self.volume(&clone).await?;
+            self.would_touch(&clone, &volume, dry_run)
+        };
         if dry_run {
             return Ok(touched);
         }
-        self.check_discard(&clone)?;
-        volume.restore(snapshot).await?;
+        self.check_ordered(&clone)?;
+        let (barred, volume) = self.quiet(&clone).await?;
+        let kept = volume.status().snapshots.into_iter().find(|s| s.name == snapshot);
+        // One that there is not is refused by the volume itself.
+        let base = kept.map_or(clone.state.record.base, |kept| kept.base);
+        self.change_over(&clone, barred, volume, base, Change::Restore(snapshot)).await?;
         Ok(touched)
     }
 }

@@ -1,15 +1,39 @@
-//! Looks into an image for what would make all its clones the same machine.
+//! Sealing: looks into an image for what would make all its clones the same machine; and templates made of clones.
 
 use std::sync::Arc;
 
+use clonegate_core::format::base::BaseData;
+use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
+use clonegate_core::ids::Name;
+use clonegate_core::limits::{CHUNK_BYTES, READ_WINDOW_BYTES};
 use clonegate_core::units::ByteRange;
+use clonegate_core::{Error, Result};
 use futures::TryStreamExt;
+use tokio::io::AsyncWriteExt;
 
+use super::gateway::Gateway;
+use super::templates::{NewVersion, publish_version, unknown_version};
+use super::views::{TemplateView, ToTemplate};
+use crate::base::BaseDevice;
+use crate::catalog::Named;
 use crate::device::Device;
 use crate::files::{self, Found, Place};
+use crate::import::{self, ImportOptions, Input, NoProgress};
 
 /// Most bytes read of a file that is looked at.
 const LOOK_BYTES: u64 = 4096;
+
+/// Files that belong to one machine, and what clones with the same one suffer.
+const OF_ONE_MACHINE: [(&str, &str); 8] = [
+    ("/etc/ssh/ssh_host_rsa_key", "clones would share a host key"),
+    ("/etc/ssh/ssh_host_ecdsa_key", "clones would share a host key"),
+    ("/etc/ssh/ssh_host_ed25519_key", "clones would share a host key"),
+    ("/var/lib/cloud/data/instance-id", "cloud-init has run: clones would not be set up anew"),
+    ("/var/lib/systemd/random-seed", "clones would begin with the same randomness"),
+    ("/loader/random-seed", "clones would begin with the same randomness"),
+    ("/etc/udev/rules.d/70-persistent-net.rules", "clones have other network cards than it names"),
+    ("/var/lib/dhcp/dhclient.leases", "clones would ask for the same address"),
+];
 
 /// What is in the image that should not be in a template, one sentence each. What cannot be read is passed over: not every image has a file
 /// system that is known here.
@@ -22,20 +46,17 @@ pub(super) async fn findings(device: Arc<dyn Device>) -> Vec<String> {
         }
         let number = partition.number;
         let place = || if number == 0 { Place::Any } else { Place::Number(number) };
+        let at = if number == 0 { String::new() } else { format!("partition {number}: ") };
         if let Some(id) = read(&device, place(), "/etc/machine-id").await {
             let id = id.trim();
             if !id.is_empty() && id != "uninitialized" {
-                found.push(format!("partition {number}: /etc/machine-id is filled: clones would share a DHCP address"));
+                found.push(format!("{at}/etc/machine-id is filled: clones would get the same DHCP address"));
             }
         }
-        for kind in ["rsa", "ecdsa", "ed25519"] {
-            let path = format!("/etc/ssh/ssh_host_{kind}_key");
-            if read(&device, place(), &path).await.is_some() {
-                found.push(format!("partition {number}: {path} is there: clones would share a host key"));
+        for (path, harm) in OF_ONE_MACHINE {
+            if read(&device, place(), path).await.is_some_and(|text| !text.is_empty()) {
+                found.push(format!("{at}{path} is there: {harm}"));
             }
-        }
-        if read(&device, place(), "/var/lib/cloud/data/instance-id").await.is_some() {
-            found.push(format!("partition {number}: cloud-init has run: clones would not be set up anew"));
         }
     }
     found
@@ -46,4 +67,139 @@ async fn read(device: &Arc<dyn Device>, place: Place, path: &str) -> Option<Stri
     let end = file.size.min(LOOK_BYTES);
     let parts: Vec<bytes::Bytes> = file.stream(ByteRange::new(0, end)).try_collect().await.ok()?;
     Some(String::from_utf8_lossy(&parts.concat()).into_owned())
+}
+
+/// The refusal to seal what has findings.
+fn not_sealed(object: &str, findings: &[String]) -> Error {
+    Error::conflict("not-sealed", findings.join("; "))
+        .on(object)
+        .hint("clean that in the machine, as cloud-init clean --logs --machine-id does, or say --force")
+}
+
+impl Gateway {
+    /// Checks a draft and seals it; with `force` whatever is found.
+    pub(super) async fn do_seal_template(
+        self: Arc<Self>,
+        name: String,
+        version: Option<u32>,
+        force: bool,
+    ) -> Result<TemplateView> {
+        let name = Name::new(name)?;
+        let found: Named<TemplateEntry> = self.catalog.get(&name).await?;
+        let newest = found.state.versions.iter().rfind(|v| v.state == VersionState::Draft).map(|v| v.number);
+        let number = version.or(newest).ok_or_else(|| {
+            Error::conflict("no-draft", "it has no draft")
+                .on(name.as_str())
+                .hint(format!("clonegate template show {name}"))
+        })?;
+        let of = found.state.version(number).ok_or_else(|| unknown_version(&name, number))?.clone();
+        let sealed = self.seal(&name, &of, force, Some(false)).await?;
+        let draft = sealed.state.version(number).filter(|v| v.state == VersionState::Draft);
+        match draft {
+            Some(draft) => Err(not_sealed(&format!("{name}:{number}"), &draft.findings)),
+            None => self.template_view(&sealed).await,
+        }
+    }
+
+    /// Looks into a version, writes down what is found, and seals it when that is nothing or `force` says so. A version that is sealed is
+    /// published as an import asks: absent, when none is.
+    pub(super) async fn seal(
+        &self,
+        name: &Name,
+        version: &TemplateVersion,
+        force: bool,
+        publish: Option<bool>,
+    ) -> Result<Named<TemplateEntry>> {
+        let datastore = self.datastores.get(&version.datastore)?;
+        let base = {
+            let _making = datastore.making.lock().await;
+            datastore.table.load().await?;
+            let there = datastore.table.bases().into_iter().find(|base| Self::holds(base, name, version));
+            match there {
+                Some(base) => base.record.id,
+                None => self.make_base(&datastore, name, version).await?.id,
+            }
+        };
+        let base = self.bases_on(&datastore).open(base).await?;
+        let findings = findings(Arc::new(BaseDevice::new(base, name.as_str()))).await;
+        let number = version.number;
+        let write = |template: &mut TemplateEntry| {
+            let none = template.published.is_none();
+            let version = template.versions.iter_mut().find(|v| v.number == number);
+            let version = version.ok_or_else(|| unknown_version(name, number))?;
+            version.findings.clone_from(&findings);
+            if version.state == VersionState::Draft && (force || findings.is_empty()) {
+                version.state = VersionState::Sealed;
+                if publish.unwrap_or(none) {
+                    publish_version(template, number);
+                }
+            }
+            Ok(())
+        };
+        let (sealed, ()) = self.catalog.change(name, write).await?;
+        for finding in &findings {
+            tracing::warn!(template = %name, version = number, finding, "found in the image");
+        }
+        Ok(sealed)
+    }
+
+    /// Makes a template version of what a clone reads as now. Only what changed is stored: its chunks are deduplicated.
+    pub(super) async fn do_to_template(self: Arc<Self>, clone: String, request: ToTemplate) -> Result<TemplateView> {
+        let name = Name::new(request.template.as_str())?;
+        let clone = self.find_clone(&clone.parse()?).await?;
+        let attached = self.open.attached(clone.state.record.id);
+        if !attached.is_empty() {
+            return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
+                .on(clone.name.as_str())
+                .hint("shut the machine down first, so that its file systems are whole"));
+        }
+        let (open, volume) = self.volume(&clone).await?;
+        let findings = findings(Arc::clone(&open.device)).await;
+        if !findings.is_empty() && !request.force {
+            return Err(not_sealed(clone.name.as_str(), &findings));
+        }
+        volume.flush().await?;
+        let datastore = self.datastores.get(&clone.state.datastore)?;
+        let before = volume.version().0;
+        let size = open.device.info().size;
+        let (mut writer, reader) = tokio::io::duplex(4 << 20);
+        let device = Arc::clone(&open.device);
+        let copying = self.handle.spawn(async move {
+            let mut at = 0;
+            while at < size {
+                let range = ByteRange::new(at, size.min(at + READ_WINDOW_BYTES));
+                for segment in device.read(range).await? {
+                    if writer.write_all(&segment).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                at = range.end();
+            }
+            Ok::<(), Error>(())
+        });
+        let input = Input::RawStream { reader: Box::new(reader), size: Some(size) };
+        let imported = import::run(&datastore.store, input, ImportOptions::default(), &NoProgress, &self.clock).await;
+        copying.await.map_err(|e| Error::internal("copy-died", e.to_string()))??;
+        let imported = imported?;
+        if volume.version().0 != before {
+            return Err(Error::conflict("changed-meanwhile", "it was written while it was read")
+                .on(clone.name.as_str())
+                .hint("shut the machine down first"));
+        }
+        let parent: Option<Named<TemplateEntry>> = self.catalog.find(&name).await?;
+        let slots = parent.as_ref().and_then(|t| t.state.versions.last().map(|v| v.slots));
+        let version = NewVersion {
+            size: imported.size,
+            data: BaseData::Packed { index: imported.index },
+            datastore: datastore.name.clone(),
+            origin: format!("clone {}", clone.name),
+            stored_bytes: imported.stats.stored_bytes,
+            used_bytes: (imported.stats.chunks * u64::from(CHUNK_BYTES)).min(imported.size),
+            parent: (clone.state.template == name).then_some(clone.state.version),
+            findings,
+            slots: slots.unwrap_or(self.settings.slots_per_base),
+            seal: super::templates::Seal::Checked,
+        };
+        self.add_version(&name, None, request.publish.then_some(true), version).await
+    }
 }

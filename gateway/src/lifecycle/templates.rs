@@ -25,6 +25,26 @@ const VERSIONS_MAX: usize = 256;
 /// Longest description and origin, bytes.
 const TEXT_BYTES_MAX: usize = 512;
 
+/// Whether a new version is looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seal {
+    /// It was already.
+    Checked,
+    /// It is, and sealed when nothing is found, or in any case.
+    Check {
+        /// In any case.
+        force: bool,
+    },
+    /// Somebody seals it later.
+    Draft,
+}
+
+impl Seal {
+    fn asked(draft: bool, force: bool) -> Self {
+        if draft { Self::Draft } else { Self::Check { force } }
+    }
+}
+
 /// A version about to be added.
 pub(super) struct NewVersion {
     pub(super) size: u64,
@@ -36,6 +56,7 @@ pub(super) struct NewVersion {
     pub(super) parent: Option<u32>,
     pub(super) findings: Vec<String>,
     pub(super) slots: u32,
+    pub(super) seal: Seal,
 }
 
 impl Gateway {
@@ -62,6 +83,7 @@ impl Gateway {
             parent: None,
             findings: Vec::new(),
             slots,
+            seal: Seal::asked(request.draft, request.force),
         };
         self.add_version(&name, request.description, request.publish, version).await
     }
@@ -86,6 +108,7 @@ impl Gateway {
             parent: None,
             findings: Vec::new(),
             slots,
+            seal: Seal::asked(request.draft, request.force),
         };
         self.add_version(&name, request.description, request.publish, version).await
     }
@@ -128,7 +151,7 @@ impl Gateway {
         let now_ms = self.clock.now_ms();
         let stored = |number: u32| TemplateVersion {
             number,
-            state: VersionState::Sealed,
+            state: if version.seal == Seal::Checked { VersionState::Sealed } else { VersionState::Draft },
             size: version.size,
             data: version.data.clone(),
             slots: version.slots,
@@ -152,7 +175,7 @@ impl Gateway {
             if let Some(text) = &description {
                 template.description.clone_from(text);
             }
-            if publish.unwrap_or(template.published.is_none()) {
+            if version.seal == Seal::Checked && publish.unwrap_or(template.published.is_none()) {
                 publish_version(template, number);
             }
             Ok(number)
@@ -167,6 +190,7 @@ impl Gateway {
                         published: None,
                         history: Vec::new(),
                         next_version: 1,
+                        keep_versions: None,
                         created_ms: now_ms,
                     };
                     let number = add(&mut template)?;
@@ -185,7 +209,10 @@ impl Gateway {
             let _making = datastore.making.lock().await;
             self.make_base(&datastore, name, &stored(number)).await?;
         }
-        let added: Named<TemplateEntry> = self.catalog.get(name).await?;
+        let added: Named<TemplateEntry> = match version.seal {
+            Seal::Check { force } => self.seal(name, &stored(number), force, publish).await?,
+            Seal::Checked | Seal::Draft => self.catalog.get(name).await?,
+        };
         self.template_view(&added).await
     }
 
@@ -234,7 +261,7 @@ impl Gateway {
         if version.state == VersionState::Draft {
             return Err(Error::conflict("not-sealed", format!("version {number} is a draft"))
                 .on(template.as_str())
-                .hint("publish it first"));
+                .hint(format!("clonegate template seal {template}:{number}, then publish it")));
         }
         Ok(version.clone())
     }
@@ -287,13 +314,14 @@ impl Gateway {
                 if found.state == VersionState::Draft {
                     return Err(Error::conflict("not-sealed", format!("version {number} is not sealed"))
                         .on(name.as_str())
-                        .hint("seal it first: a draft may still change"));
+                        .hint(format!("clonegate template seal {name}:{number}")));
                 }
                 publish_version(template, number);
                 Ok(())
             })
             .await?;
         self.open.forget_text(&format!("template/{name}"));
+        self.retain_versions(&changed).await;
         self.template_view(&changed).await
     }
 
@@ -337,7 +365,10 @@ impl Gateway {
             Some(number) => vec![format!("{name}:{number}")],
             None => vec![name.to_string()],
         };
-        let touched = Touched { dry_run, names, sessions: 0, bytes, notes: Vec::new() };
+        let back = numbers.iter().map(|number| self.may_go_back_to(&name, *number)).sum::<usize>();
+        let notes =
+            (back > 0).then(|| format!("{back} clones can then no longer be taken back to what they held on it"));
+        let touched = Touched { dry_run, names, sessions: 0, bytes, notes: notes.into_iter().collect() };
         if dry_run {
             return Ok(touched);
         }
@@ -440,7 +471,7 @@ impl Gateway {
 }
 
 /// Makes `number` the version that new clones get.
-fn publish_version(template: &mut TemplateEntry, number: u32) {
+pub(super) fn publish_version(template: &mut TemplateEntry, number: u32) {
     if template.published == Some(number) {
         return;
     }
@@ -466,7 +497,7 @@ pub(super) fn refuse_used(object: &str, what: &str, users: &[String]) -> Result<
         .hint("delete or move those first"))
 }
 
-fn unknown_version(template: &Name, number: u32) -> Error {
+pub(super) fn unknown_version(template: &Name, number: u32) -> Error {
     Error::not_found("unknown-version-of-template", format!("there is no version {number} of it"))
         .on(template.as_str())
         .hint(format!("`clonegate template show {template}` shows its versions"))

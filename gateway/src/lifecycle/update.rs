@@ -1,140 +1,182 @@
-//! Moves clones to another version of their template, and makes a version of what a clone has become.
+//! Moves clones to another base: to another version of their template, or back.
 //!
-//! A move is metadata only: a slot on a base of the new version, one commit in the clone's log that drops the delta onto it (it can be undone
-//! for a while), the clone's record, and the old slot given back. The commit decides: a crash around it leaves a second slot, and opening
-//! the clone finishes what the log says.
+//! A move is metadata only: a slot on the new base, one commit in the clone's log that replaces its bytes (it can be undone for a while), the
+//! clone's record, and the old slot given back. The commit decides: a crash around it leaves a second slot, and opening the clone finishes
+//! what the log says.
 
 use std::sync::Arc;
 
-use clonegate_core::format::catalog::{CloneEntry, TemplateEntry, TemplateVersion};
+use clonegate_core::format::catalog::{CloneEntry, MovedFrom, TemplateVersion};
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::ids::{BaseId, Name};
-use clonegate_core::limits::READ_WINDOW_BYTES;
-use clonegate_core::units::ByteRange;
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
-use tokio::io::AsyncWriteExt;
 
+use super::datastores::Datastore;
 use super::gateway::Gateway;
+use super::open::{Barred, Of};
 use super::placement::Order;
-use super::templates::NewVersion;
-use super::views::{TemplateView, ToTemplate, UpdateClones, UpdatedClones};
 use crate::catalog::Named;
-use crate::device::Device;
-use crate::import::{self, ImportOptions, Input, NoProgress};
 use crate::volume::Volume;
 
-/// Clones moved at once when nobody says.
-const AT_ONCE: u32 = 16;
+/// How the bytes of a clone are replaced.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    /// By those of the base.
+    Reset,
+    /// By what they were before the last reset, restore or update.
+    Undo,
+    /// By a snapshot.
+    Restore(Name),
+}
 
-enum Moved {
+impl Change {
+    async fn apply(self, volume: &Volume, base: BaseId) -> Result<()> {
+        match self {
+            Self::Reset => volume.reset(Some(base)).await,
+            Self::Undo => volume.undo().await,
+            Self::Restore(name) => volume.restore(name).await,
+        }
+    }
+}
+
+/// What became of one clone of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// It is there.
     Now,
+    /// It moves when its machine is off.
     Later,
+    /// It was there already, or is gone.
     Already,
 }
 
-impl Gateway {
-    /// Moves clones to a version. The first `canary` go alone; then at most `max_unavailable` at once; the first failure stops it. Run
-    /// again, it goes on where it stopped: those that are there already are passed over.
-    pub(super) async fn do_update_clones(
-        self: Arc<Self>,
-        request: UpdateClones,
-        dry_run: bool,
-    ) -> Result<UpdatedClones> {
-        let template = Name::new(request.template.as_str())?;
-        let version = self.version_for_clones(&template, request.version).await?;
-        let mut clones: Vec<Named<CloneEntry>> = Vec::new();
-        if request.clones.is_empty() {
-            let all = self.catalog.list::<CloneEntry>().await?;
-            clones.extend(all.into_iter().filter(|c| c.state.template == template));
-        } else {
-            for clone in &request.clones {
-                clones.push(self.find_clone(&clone.parse()?).await?);
-            }
-        }
-        if let Some(pool) = &request.pool {
-            clones.retain(|c| c.state.pool.as_ref().is_some_and(|p| p.as_str() == pool));
-        }
-        clones.retain(|c| c.state.record.base.is_some());
-        for clone in &clones {
-            check_size(clone, &version)?;
-        }
-        let mut done = UpdatedClones { dry_run, version: version.number, ..UpdatedClones::default() };
-        clones.retain(|c| c.state.version != version.number || c.state.template != template);
-        for clone in &clones {
-            let id = clone.state.record.id;
-            done.sessions += u32::try_from(self.open.attached(id).len()).unwrap_or(u32::MAX);
-            done.delta_bytes += self.open.delta_bytes(id).unwrap_or(0);
-        }
-        if dry_run {
-            done.updated = clones.iter().map(|c| c.name.to_string()).collect();
-            return Ok(done);
-        }
-        let canary = usize::try_from(request.canary.unwrap_or(0)).unwrap_or(0).min(clones.len());
-        let rest = clones.split_off(canary);
-        let at_once = request.max_unavailable.unwrap_or(AT_ONCE).clamp(1, 256) as usize;
-        for (wave, at_once) in [(clones, 1), (rest, at_once)] {
-            let mut moving = futures::stream::iter(wave)
-                .map(|clone| {
-                    let (gateway, template, version) = (Arc::clone(&self), template.clone(), version.clone());
-                    let later = request.at_next_power_on;
-                    async move {
-                        let moved = gateway.move_clone(&clone, &template, &version, later).await;
-                        (clone.name, moved)
-                    }
-                })
-                .buffer_unordered(at_once);
-            while let Some((name, moved)) = moving.next().await {
-                match moved {
-                    Ok(Moved::Now) => done.updated.push(name.to_string()),
-                    Ok(Moved::Later) => done.later.push(name.to_string()),
-                    Ok(Moved::Already) => {}
-                    Err(error) => {
-                        // Those under way finish or fail by themselves; no further one begins.
-                        done.failed = Some(format!("{name}: {error}"));
-                        break;
-                    }
-                }
-            }
-            if done.failed.is_some() {
-                break;
-            }
-        }
-        done.updated.sort();
-        done.later.sort();
-        Ok(done)
-    }
+/// A slot on another base.
+struct Place {
+    base: BaseId,
+    record: CloneRecord,
+}
 
-    /// Moves one clone, or notes it for its next power-on when a machine has it open.
-    async fn move_clone(
-        self: Arc<Self>,
-        clone: &Named<CloneEntry>,
+impl Gateway {
+    /// Moves clones to a version, all at once; those whose machine may run are noted. The answers are in no order.
+    pub(super) async fn move_wave(
+        self: &Arc<Self>,
+        clones: Vec<Name>,
         template: &Name,
         version: &TemplateVersion,
         later: bool,
-    ) -> Result<Moved> {
-        if clone.state.version == version.number && clone.state.template == *template {
-            return Ok(Moved::Already);
-        }
-        let attached = self.open.attached(clone.state.record.id);
-        if later || !attached.is_empty() {
-            if *template != clone.state.template {
-                self.check_discard(clone)?;
+    ) -> Vec<(Name, Result<Moved>)> {
+        let mut done = Vec::new();
+        let mut going: Vec<Named<CloneEntry>> = Vec::new();
+        for name in clones {
+            match self.look_before_move(&name, template, version, later).await {
+                Ok(Some(clone)) => going.push(clone),
+                Ok(None) => done.push((name, Ok(Moved::Already))),
+                Err(error) if error.code() == "attached" => done.push((name, Ok(Moved::Later))),
+                Err(error) => done.push((name, Err(error))),
             }
-            let number = version.number;
-            let note = |entry: &mut CloneEntry| {
-                entry.pending_version = Some(number);
-                Ok(())
-            };
-            self.catalog.change(&clone.name, note).await?;
-            return Ok(Moved::Later);
         }
-        self.check_discard(clone)?;
-        self.rebase(clone, template, version).await?;
-        Ok(Moved::Now)
+        let mut places = Vec::new();
+        while let Some(first) = going.first() {
+            let datastore = first.state.datastore.clone();
+            let (here, rest): (Vec<_>, Vec<_>) = going.into_iter().partition(|c| c.state.datastore == datastore);
+            going = rest;
+            match self.places(&datastore, &here, template, version).await {
+                Ok(taken) => places.extend(here.into_iter().zip(taken)),
+                Err(error) => done.extend(here.into_iter().map(|clone| (clone.name, Err(error.clone())))),
+            }
+        }
+        let moves = places.into_iter().map(|(clone, place)| async move {
+            let moved = self.move_one(&clone, template, version, place).await;
+            (clone.name, moved)
+        });
+        done.extend(futures::stream::iter(moves).buffer_unordered(256).collect::<Vec<_>>().await);
+        done
     }
 
-    /// Drops the delta of an idle clone onto a base of this version.
+    /// The clone, when it is to move now; `Conflict` with code `attached` after it was noted for later.
+    async fn look_before_move(
+        self: &Arc<Self>,
+        name: &Name,
+        template: &Name,
+        version: &TemplateVersion,
+        later: bool,
+    ) -> Result<Option<Named<CloneEntry>>> {
+        let Some(clone) = self.catalog.find::<CloneEntry>(name).await? else { return Ok(None) };
+        if clone.state.version == version.number && clone.state.template == *template {
+            return Ok(None);
+        }
+        check_size(&clone, version)?;
+        let why = match self.check_discard(&clone) {
+            Ok(()) if !later => return Ok(Some(clone)),
+            Ok(()) => "it moves when it is next switched on".to_owned(),
+            Err(error) => error.message().to_owned(),
+        };
+        self.note_pending(&clone, version.number).await?;
+        Err(Error::conflict("attached", why))
+    }
+
+    async fn note_pending(&self, clone: &Named<CloneEntry>, number: u32) -> Result<()> {
+        let note = |entry: &mut CloneEntry| {
+            entry.pending_version = (entry.version != number).then_some(number);
+            Ok(())
+        };
+        self.catalog.change(&clone.name, note).await.map(drop)
+    }
+
+    /// Moves a clone to the slot that was taken for it, or notes it for later when its machine may run after all.
+    async fn move_one(
+        self: &Arc<Self>,
+        clone: &Named<CloneEntry>,
+        template: &Name,
+        version: &TemplateVersion,
+        place: Place,
+    ) -> Result<Moved> {
+        let datastore = self.datastores.get(&clone.state.datastore)?;
+        let quiet = async {
+            let (barred, volume) = self.quiet(clone).await?;
+            let status = volume.status();
+            if status.cut && !self.machines.is_off(clone.state.record.id) {
+                return Err(Error::conflict("attached", "a gateway that had it open did not close it"));
+            }
+            if !status.snapshots.is_empty() {
+                let names: Vec<String> = status.snapshots.iter().map(|s| s.name.to_string()).collect();
+                return Err(Error::conflict(
+                    "has-snapshots",
+                    format!("its snapshots need its base: {}", names.join(", ")),
+                )
+                .on(clone.name.as_str())
+                .hint(format!("clonegate clone snapshot {} {} --drop", clone.name, names[0])));
+            }
+            Ok((barred, volume))
+        };
+        let moved = match quiet.await {
+            Ok((barred, volume)) => {
+                self.carry(clone, barred, volume, place, (template, version.number), Change::Reset).await
+            }
+            Err(error) => {
+                datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
+                Err(error)
+            }
+        };
+        match moved {
+            Ok(()) => Ok(Moved::Now),
+            // Another gateway has it, or a machine came in this moment.
+            Err(error) if matches!(error.code(), "attached" | "lost-tail") => {
+                self.note_pending(clone, version.number).await?;
+                Ok(Moved::Later)
+            }
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && self.catalog.find::<CloneEntry>(&clone.name).await?.is_none() =>
+            {
+                Ok(Moved::Already)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves one idle clone to a base of this version.
     pub(super) async fn rebase(
         self: &Arc<Self>,
         clone: &Named<CloneEntry>,
@@ -142,148 +184,181 @@ impl Gateway {
         version: &TemplateVersion,
     ) -> Result<()> {
         check_size(clone, version)?;
-        let datastore = self.datastores.get(&clone.state.datastore)?;
+        let here = std::slice::from_ref(clone);
+        let places = self.places(&clone.state.datastore, here, template, version).await?;
+        let place = places.into_iter().next().ok_or_else(|| Error::internal("no-slot", "a claim gave nothing"))?;
+        match self.move_one(clone, template, version, place).await? {
+            Moved::Later => Err(Error::conflict("attached", "its machine may run").on(clone.name.as_str())),
+            Moved::Now | Moved::Already => Ok(()),
+        }
+    }
+
+    /// Slots for clones of one datastore on bases of this version, in their order; all or none.
+    async fn places(
+        &self,
+        datastore: &Name,
+        clones: &[Named<CloneEntry>],
+        template: &Name,
+        version: &TemplateVersion,
+    ) -> Result<Vec<Place>> {
+        let datastore = self.datastores.get(datastore)?;
         datastore.check_online()?;
         datastore.table.load().await?;
-        let old = clone.state.record.clone();
+        let Some(any) = clones.first() else { return Ok(Vec::new()) };
         let order = Order {
             template: template.clone(),
             version: version.clone(),
-            pool: clone.state.pool.clone(),
-            lifetime: clone.state.lifetime,
+            pool: any.state.pool.clone(),
+            lifetime: any.state.lifetime,
             expected_delta: 0,
-            labels: clone.state.labels.clone(),
+            labels: any.state.labels.clone(),
         };
+        let make = |name: &Name, base: BaseId, slot: u32| {
+            let old = clones.iter().find(|c| c.name == *name).map(|c| &c.state.record);
+            // Only names of `clones` are asked for.
+            let old = old.unwrap_or(&any.state.record);
+            let size = old.size.max(version.size);
+            CloneRecord { nonce: self.clock.nonce(), base: Some(base), slot, size, ..old.clone() }
+        };
+        let mut places: Vec<Place> = Vec::new();
+        let mut waiting: Vec<Name> = clones.iter().map(|c| c.name.clone()).collect();
+        while !waiting.is_empty() {
+            let claimed = async {
+                let (base, _) = self.base_with_room(&datastore, &order).await?;
+                let claimed = datastore.table.claim(base, waiting.clone(), &make).await?;
+                Ok::<_, Error>((base, claimed))
+            };
+            match claimed.await {
+                Ok((base, (records, unplaced))) => {
+                    places.extend(records.into_iter().map(|record| Place { base, record }));
+                    waiting = unplaced;
+                }
+                Err(error) => {
+                    give_back(&datastore, &places).await;
+                    return Err(error);
+                }
+            }
+        }
+        let mut ordered = Vec::with_capacity(places.len());
+        for clone in clones {
+            let at = places.iter().position(|p| p.record.id == clone.state.record.id);
+            ordered.extend(at.map(|at| places.swap_remove(at)));
+        }
+        Ok(ordered)
+    }
+
+    /// Replaces the bytes of a quiet clone by what is on `base`; when that is another one than now, with a slot there.
+    pub(super) async fn change_over(
+        self: &Arc<Self>,
+        clone: &Named<CloneEntry>,
+        barred: Barred,
+        volume: Arc<Volume>,
+        base: Option<BaseId>,
+        change: Change,
+    ) -> Result<()> {
+        let now = volume.status().base;
+        let base = match base {
+            Some(base) if Some(base) != now => base,
+            _ => {
+                let same = base.or(now).unwrap_or_else(|| BaseId::from_bytes([0; 16]));
+                change.apply(&volume, same).await?;
+                return self.note_reset(clone).await;
+            }
+        };
+        let datastore = self.datastores.get(&clone.state.datastore)?;
+        let gone = |what: &str| {
+            Error::conflict("base-gone", format!("the base that it was on {what}")).on(clone.name.as_str())
+        };
+        let of = match datastore.table.record(base).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(gone("is deleted")),
+            of => of?,
+        };
+        datastore.table.refresh().await?;
+        let old = clone.state.record.clone();
         let make = |name: &Name, base: BaseId, slot: u32| CloneRecord {
             name: name.clone(),
             nonce: self.clock.nonce(),
             base: Some(base),
             slot,
-            size: old.size.max(version.size),
             ..old.clone()
         };
-        let (base, record) = loop {
-            let (base, _) = self.base_with_room(&datastore, &order).await?;
-            let (mut claimed, _) = datastore.table.claim(base, vec![clone.name.clone()], &make).await?;
-            if let Some(record) = claimed.pop() {
-                break (base, record);
+        let (mut records, _) = datastore.table.claim(base, vec![clone.name.clone()], &make).await?;
+        let record = records.pop().ok_or_else(|| gone("takes no more clones"))?;
+        let place = Place { base, record };
+        self.carry(clone, barred, volume, place, (&of.template, of.version), change).await
+    }
+
+    /// Carries a quiet clone to its new slot.
+    async fn carry(
+        self: &Arc<Self>,
+        clone: &Named<CloneEntry>,
+        barred: Barred,
+        volume: Arc<Volume>,
+        place: Place,
+        to: (&Name, u32),
+        change: Change,
+    ) -> Result<()> {
+        let id = clone.state.record.id;
+        let changed = change.apply(&volume, place.base).await;
+        drop(volume);
+        if let Err(error) = changed {
+            drop(barred);
+            self.open.close_of(Of::Clone(id), &self.clock).await;
+            // Whether the commit is in the log is not known; opening the clone anew finds out, and adopts the slot if so.
+            if let Ok((_open, volume)) = self.volume(clone).await
+                && volume.status().base != Some(place.base)
+            {
+                let datastore = self.datastores.get(&clone.state.datastore)?;
+                datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
             }
-        };
-        let moved = async {
-            let (_open, volume) = self.volume(clone).await?;
-            volume.reset(Some(base)).await
-        };
-        if let Err(error) = moved.await {
-            datastore.table.give_back(std::slice::from_ref(&record), base).await;
             return Err(error);
         }
-        self.adopt(clone, template, version.number, record).await?;
-        // It is opened anew with its new record.
-        self.open.close_of(super::open::Of::Clone(old.id), &self.clock).await;
+        self.adopt(clone, to, &place.record).await?;
+        // It is opened anew with its new record; until then nobody attaches.
+        self.open.close_of(Of::Clone(id), &self.clock).await;
+        drop(barred);
         Ok(())
     }
 
     /// Writes down where a clone is after its log has moved, and gives its old slot back.
-    async fn adopt(&self, clone: &Named<CloneEntry>, template: &Name, version: u32, record: CloneRecord) -> Result<()> {
+    pub(super) async fn adopt(&self, clone: &Named<CloneEntry>, to: (&Name, u32), record: &CloneRecord) -> Result<()> {
         let now = self.clock.now_ms();
-        let old = clone.state.record.clone();
         let write = |entry: &mut CloneEntry| {
-            entry.record = record.clone();
-            entry.template = template.clone();
-            entry.version = version;
-            entry.pending_version = None;
-            entry.last_reset_ms = Some(now);
-            Ok(())
-        };
-        self.catalog.change(&clone.name, write).await?;
-        let datastore = self.datastores.get(&clone.state.datastore)?;
-        if let Some(base) = old.base {
-            datastore.table.give_back_if_ours(&old, base).await?;
-        }
-        Ok(())
-    }
-
-    /// Finishes a move that a crash has cut: the log says another base than the record.
-    pub(super) async fn settle_base(&self, clone: &Named<CloneEntry>, volume: &Volume) -> Result<()> {
-        let (there, said) = (volume.status().base, clone.state.record.base);
-        let (Some(base), true) = (there, there != said) else { return Ok(()) };
-        let datastore = self.datastores.get(&clone.state.datastore)?;
-        let id = clone.state.record.id;
-        let slots = datastore.table.slots(base).await?;
-        let Some(record) = slots.into_iter().find(|record| record.id == id) else {
-            tracing::error!(clone = %clone.name, %base, "the clone is on a base that it has no slot of");
-            return Ok(());
-        };
-        let of = datastore.table.record(base).await?;
-        tracing::info!(clone = %clone.name, %base, "a move that was cut short is finished");
-        self.adopt(clone, &of.template, of.version, record).await
-    }
-
-    /// Makes a template version of what a clone reads as now. Only what changed is stored: its chunks are deduplicated.
-    pub(super) async fn do_to_template(self: Arc<Self>, clone: String, request: ToTemplate) -> Result<TemplateView> {
-        let name = Name::new(request.template.as_str())?;
-        let clone = self.find_clone(&clone.parse()?).await?;
-        let attached = self.open.attached(clone.state.record.id);
-        if !attached.is_empty() {
-            return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
-                .on(clone.name.as_str())
-                .hint("shut the machine down first, so that its file systems are whole"));
-        }
-        let (open, volume) = self.volume(&clone).await?;
-        let findings = super::seal::findings(Arc::clone(&open.device)).await;
-        if !findings.is_empty() && !request.force {
-            return Err(Error::conflict("not-sealed", findings.join("; "))
-                .on(clone.name.as_str())
-                .hint("clean that in the machine, as cloud-init clean --machine-id does, or say --force"));
-        }
-        volume.flush().await?;
-        let datastore = self.datastores.get(&clone.state.datastore)?;
-        let before = volume.version().0;
-        let size = open.device.info().size;
-        let (mut writer, reader) = tokio::io::duplex(4 << 20);
-        let device = Arc::clone(&open.device);
-        let copying = self.handle.spawn(async move {
-            let mut at = 0;
-            while at < size {
-                let range = ByteRange::new(at, size.min(at + READ_WINDOW_BYTES));
-                for segment in device.read(range).await? {
-                    if writer.write_all(&segment).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                at = range.end();
+            if entry.record.id != record.id {
+                return Err(crate::catalog::unknown::<CloneEntry>(clone.name.as_str()));
             }
-            Ok::<(), Error>(())
-        });
-        let input = Input::RawStream { reader: Box::new(reader), size: Some(size) };
-        let imported = import::run(&datastore.store, input, ImportOptions::default(), &NoProgress, &self.clock).await;
-        copying.await.map_err(|e| Error::internal("copy-died", e.to_string()))??;
-        let imported = imported?;
-        if volume.version().0 != before {
-            return Err(Error::conflict("changed-meanwhile", "it was written while it was read")
-                .on(clone.name.as_str())
-                .hint("shut the machine down first"));
-        }
-        let parent: Option<Named<TemplateEntry>> = self.catalog.find(&name).await?;
-        let chunk = u64::from(clonegate_core::limits::CHUNK_BYTES);
-        let slots = parent.as_ref().and_then(|t| t.state.versions.last().map(|v| v.slots));
-        let version = NewVersion {
-            size: imported.size,
-            data: clonegate_core::format::base::BaseData::Packed { index: imported.index },
-            datastore: datastore.name.clone(),
-            origin: format!("clone {}", clone.name),
-            stored_bytes: imported.stats.stored_bytes,
-            used_bytes: (imported.stats.chunks * chunk).min(imported.size),
-            parent: (clone.state.template == name).then_some(clone.state.version),
-            findings,
-            slots: slots.unwrap_or(self.settings.slots_per_base),
+            let old = entry.record.clone();
+            if (&entry.template, entry.version) != to {
+                let from = (entry.template.clone(), entry.version);
+                entry.moved_from = Some(MovedFrom { template: from.0, version: from.1, at_ms: now });
+            }
+            entry.record = record.clone();
+            entry.template = to.0.clone();
+            entry.version = to.1;
+            entry.pending_version = None;
+            entry.left_running = false;
+            entry.last_reset_ms = Some(now);
+            Ok(old)
         };
-        self.add_version(&name, None, request.publish.then_some(true), version).await
+        let (_, old) = self.catalog.change(&clone.name, write).await?;
+        let datastore = self.datastores.get(&clone.state.datastore)?;
+        match old.base {
+            Some(base) if (old.base, old.slot) != (record.base, record.slot) => {
+                datastore.table.give_back_if_ours(&old, base).await
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn give_back(datastore: &Arc<Datastore>, places: &[Place]) {
+    for place in places {
+        datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
     }
 }
 
 /// A clone may grow with its template and never shrinks: what lies behind the end would be lost.
-fn check_size(clone: &Named<CloneEntry>, version: &TemplateVersion) -> Result<()> {
+pub(super) fn check_size(clone: &Named<CloneEntry>, version: &TemplateVersion) -> Result<()> {
     let size = clone.state.record.size;
     if version.size >= size {
         return Ok(());

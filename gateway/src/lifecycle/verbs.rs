@@ -7,9 +7,7 @@ use clonegate_core::advice::Lifetime;
 
 use super::gateway::Gateway;
 use super::views::{
-    AddDatastore, BaseView, CacheView, CapacityQuery, CapacityView, CloneView, CreateClones, CreateDisk, CreatedClones,
-    DatastoreView, DiskView, FsckReport, ImportTemplate, JobView, ListJobs, ListQuery, Page, PowerEvent, PowerOutcome,
-    ReferenceTemplate, SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
+    AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangePool, CloneView, CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport, ImportTemplate, JobView, ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome, ReferenceTemplate, ResetRulesView, RolloutAction, SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
 use crate::import::{Input, Progress};
 
@@ -81,6 +79,16 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` with code `nothing-to-roll-back-to`.
     rollback_template => do_rollback_template(name: String) -> TemplateView;
+    /// Looks into a draft, the newest when absent, and seals it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `not-sealed` that says what was found, unless `force` is set.
+    seal_template => do_seal_template(name: String, version: Option<u32>, force: bool) -> TemplateView;
+    /// Keeps so many versions that no clone needs, besides the published one; none: all.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for none at all.
+    retain_template => do_retain_template(name: String, keep: Option<u32>, dry_run: bool) -> Touched;
     /// Deletes a template, or one version of it.
     ///
     /// # Errors
@@ -137,6 +145,21 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` with code `image-smaller`. What fails on the way is told in the answer.
     update_clones => do_update_clones(request: UpdateClones, dry_run: bool) -> UpdatedClones;
+    /// The newest update of a template's clones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_update => do_show_update(template: String) -> UpdatedClones;
+    /// Pauses, resumes, promotes, rolls back or ends an update.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `update-state` when it is not in a state for that.
+    steer_update => do_steer_update(template: String, action: RolloutAction) -> UpdatedClones;
+    /// Takes the last reset, restore or update of a clone back, with what it held then.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `nothing-to-undo`, or when it is attached or held.
+    undo_clone => do_undo_clone(clone: String, dry_run: bool) -> Touched;
     /// Makes a template version of what a clone reads as now.
     ///
     /// # Errors
@@ -152,11 +175,56 @@ verbs! {
     /// # Errors
     /// `NotFound`.
     hold_clone => do_hold_clone(clone: String, why: Option<String>) -> Touched;
-    /// Says whether a clone's delta is meant to last.
+    /// Says whether a clone's delta is meant to last, and when it is discarded besides.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for rules that would discard at once.
+    set_lifetime => do_set_lifetime(clone: String, lifetime: Option<Lifetime>, rules: Option<ResetRulesView>) -> Touched;
+    /// Gives a snapshot up.
     ///
     /// # Errors
     /// `NotFound`.
-    set_lifetime => do_set_lifetime(clone: String, lifetime: Lifetime) -> Touched;
+    drop_snapshot => do_drop_snapshot(clone: String, snapshot: String) -> SnapshotView;
+    /// Makes a pool with its clones.
+    ///
+    /// # Errors
+    /// `Exists`; `Conflict` with code `pattern-collides`; those of creating clones. Nothing is made then.
+    create_pool => do_create_pool(request: CreatePool, dry_run: bool) -> PoolView;
+    /// All pools, by name.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_pools => do_list_pools(query: ListQuery) -> Page<PoolView>;
+    /// One pool with its clones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    show_pool => do_show_pool(name: String) -> PoolView;
+    /// Makes clones of a pool, or deletes free ones.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `pool-in-use` when too few are free.
+    scale_pool => do_scale_pool(name: String, size: u32, dry_run: bool) -> Touched;
+    /// Changes a pool; its clones follow.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid`.
+    change_pool => do_change_pool(name: String, change: ChangePool) -> PoolView;
+    /// Deletes a pool with its clones.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `referenced` while machines or users have any.
+    delete_pool => do_delete_pool(name: String, force: bool, dry_run: bool) -> Touched;
+    /// Gives a user, or a machine, a clone of a pool: the one that he has, or a free one.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exhausted` with code `pool-empty`; `Unavailable` with code `pool-maintenance`.
+    allocate => do_allocate(pool: String, user: String) -> Allocated;
+    /// Takes a clone back from its user; what was written on it goes.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is attached or held.
+    release_clone => do_release_clone(pool: String, user: String, dry_run: bool) -> Touched;
     /// Makes a data disk.
     ///
     /// # Errors
@@ -207,6 +275,11 @@ verbs! {
     /// # Errors
     /// `NotFound`; those of the home.
     cancel_job => do_cancel_job(id: String, dry_run: bool) -> Touched;
+    /// What is about to be full.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    alerts => do_alerts() -> Vec<AlertView>;
     /// Keeps the present state of a clone under a name.
     ///
     /// # Errors

@@ -135,12 +135,13 @@ impl Gateway {
         }
     }
 
-    /// Opens an export for a machine: when it is the first to write, this is a power-on.
+    /// Opens an export for a machine. When it was seen to be off, this is a power-on, and what waits for it is done; otherwise it may be
+    /// one that comes back after a lost connection or a restart, whose bytes must be the same as before.
     pub(super) async fn open_for_machine(self: Arc<Self>, name: ExportName, write: bool) -> Result<Arc<Open>> {
         if let (ExportName::Clone(clone), true) = (&name, write) {
             let found = self.find_clone(clone).await?;
-            if found.state.pending_version.is_some() && self.open.attached(found.state.record.id).is_empty() {
-                self.power_on(&found).await?;
+            if found.state.pending_version.is_some() && self.machines.is_off(found.state.record.id) {
+                self.do_what_waits(&found).await?;
             }
         }
         self.open_export(name).await
@@ -201,14 +202,18 @@ impl Gateway {
         }
         let datastore = self.datastores.get(&entry.datastore)?;
         datastore.check_online()?;
-        let setup = VolumeSetup {
+        let setup = |record| VolumeSetup {
             store: datastore.store.clone(),
-            record: entry.record,
+            record,
             bases: self.bases_on(&datastore),
             engine: Arc::clone(&self.engine),
         };
-        let volume = Volume::open(setup).await?;
-        self.settle_base(&found, &volume).await?;
+        let mut volume = Volume::open(setup(entry.record)).await?;
+        if let Some(record) = self.settle_base(&found, &volume).await? {
+            volume.close().await?;
+            drop(volume);
+            volume = Volume::open(setup(record)).await?;
+        }
         let device: Arc<dyn crate::device::Device> = Arc::clone(&volume) as _;
         let many = entry.labels.iter().any(|label| label.key == WRITERS.0 && label.value == WRITERS.1);
         let open = if many {

@@ -181,6 +181,8 @@ pub(super) struct Core {
     pub(super) torn: AtomicBool,
     /// A machine has begun anew since the volume was opened.
     pub(super) anew: AtomicBool,
+    /// When it was opened, its last owner had not closed it.
+    pub(super) cut: bool,
     pub(super) _registration: Registration,
 }
 

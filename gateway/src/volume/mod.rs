@@ -35,7 +35,7 @@ use self::core::{Core, Face, Progress, Role, State, units};
 use self::ops::Operation;
 use crate::delta::Engine;
 use crate::delta::dirty::Dirty;
-use crate::delta::load::{Loaded, load};
+use crate::delta::load::{End, Loaded, load};
 use crate::delta::unsettled::Mark;
 use crate::device::{Device, DeviceInfo, Extent, Segments, Version, WriteOptions};
 use crate::store::Store;
@@ -72,6 +72,10 @@ pub struct VolumeStatus {
     pub snapshots: Vec<SnapshotStatus>,
     /// Until when the last reset or restore can be undone, milliseconds since 1970 UTC.
     pub undo_until_ms: Option<u64>,
+    /// The base that undoing it leads to.
+    pub undo_base: Option<BaseId>,
+    /// When it was opened, its last owner had not closed it: that one has it open still, or ended suddenly.
+    pub cut: bool,
     /// Flushed writes may be missing since a gateway was lost, and an operator accepted that.
     pub lost_tail: bool,
     /// Accepted writes were lost with an earlier owner, and no machine has begun anew since.
@@ -109,6 +113,7 @@ impl Volume {
         let registration = engine.register(record.id)?;
         let loaded = load(&store, &record).await?;
         let torn = own::is_torn(&engine, &store, &record, loaded.end).await?;
+        let cut = matches!(loaded.end, Some((_, End::Open)));
         let Loaded { state: mut log, listing, .. } = loaded;
         if record.durability == Durability::Ephemeral {
             log.forget_delta();
@@ -170,6 +175,7 @@ impl Volume {
             lost_tail_accepted: AtomicBool::new(false),
             torn: AtomicBool::new(torn),
             anew: AtomicBool::new(false),
+            cut,
             _registration: registration,
             store,
             record,
@@ -293,6 +299,8 @@ impl Volume {
             dirty_bytes: state.queue_bytes + state.open_bytes,
             snapshots: state.log.kept.iter().filter_map(named).collect(),
             undo_until_ms: state.log.kept(None).map(|kept| kept.kept.until_ms),
+            undo_base: state.log.kept(None).and_then(|kept| kept.kept.base),
+            cut: self.core.cut,
             lost_tail: state.log.lost_tail,
             torn: self.core.torn.load(Ordering::Acquire),
             map_bytes: state.log.image.map.memory() as u64,

@@ -6,7 +6,7 @@ use super::base::BaseData;
 use super::clone::CloneRecord;
 use super::envelope::{Kind, Record};
 use crate::advice::{Label, Lifetime};
-use crate::ids::{Name, Nonce};
+use crate::ids::{GatewayId, Name, Nonce};
 
 /// One state of one named thing. Numbers begin at 1, have no gap, and are never deleted, so a number says the same to
 /// every gateway for ever.
@@ -44,6 +44,8 @@ pub enum Entry {
     Disk(DiskEntry),
     /// A pool.
     Pool(PoolEntry),
+    /// The newest update of a template's clones.
+    Rollout(RolloutEntry),
 }
 
 /// A type of thing that has names of its own.
@@ -79,6 +81,7 @@ nouns! {
     Clone(CloneEntry) = "clone";
     Disk(DiskEntry) = "disk";
     Pool(PoolEntry) = "pool";
+    Rollout(RolloutEntry) = "rollout";
 }
 
 /// A datastore as all gateways of the home know it. Credentials are never stored: they come from each gateway's configuration or environment.
@@ -135,6 +138,8 @@ pub struct TemplateEntry {
     pub history: Vec<u32>,
     /// The number of the next version; numbers are not used again.
     pub next_version: u32,
+    /// So many versions that no clone needs are kept; older ones go when another is published.
+    pub keep_versions: Option<u32>,
     /// When it was made, milliseconds since 1970 UTC.
     pub created_ms: u64,
 }
@@ -203,16 +208,33 @@ pub struct CloneEntry {
     pub labels: Vec<Label>,
     /// Why nothing may be discarded, when somebody holds it.
     pub hold: Option<String>,
+    /// When the hold ends by itself, milliseconds since 1970 UTC.
+    pub hold_until_ms: Option<u64>,
     /// When its delta is discarded.
     pub reset: ResetRules,
     /// When it was last reset, milliseconds since 1970 UTC.
     pub last_reset_ms: Option<u64>,
     /// The version that it moves to at its next power-on.
     pub pending_version: Option<u32>,
+    /// Where its last update took it from.
+    pub moved_from: Option<MovedFrom>,
+    /// A machine had it open when its gateway stopped, and has not been switched off since.
+    pub left_running: bool,
     /// The user that a pool gave it to.
     pub assigned: Option<String>,
     /// What makes this machine itself.
     pub identity: Option<IdentityEntry>,
+}
+
+/// Where an update took a clone from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedFrom {
+    /// The template.
+    pub template: Name,
+    /// The version.
+    pub version: u32,
+    /// When, milliseconds since 1970 UTC.
+    pub at_ms: u64,
 }
 
 /// What stays of a machine over reset and update. Secrets in it are stored plain; the home is to be protected as they are.
@@ -270,6 +292,8 @@ pub struct PoolEntry {
     pub pattern: String,
     /// Clones that it should have.
     pub size: u32,
+    /// Clones that it may grow to, so that spares are left.
+    pub max: u32,
     /// Free clones that `allocate` leaves ready.
     pub spares: u32,
     /// How its machines are given to users.
@@ -286,4 +310,61 @@ pub struct PoolEntry {
     pub maintenance: bool,
     /// When it was made, milliseconds since 1970 UTC.
     pub created_ms: u64,
+}
+
+/// How far an update of many clones is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RolloutState {
+    /// Its gateway moves clones.
+    Running,
+    /// The first ones are moved; somebody has to say that they are good.
+    AwaitsPromotion,
+    /// Somebody stopped it for a while.
+    Paused,
+    /// A clone could not be moved.
+    Stopped,
+    /// All are moved, or noted for their next power-on.
+    Done,
+    /// Clones are moved back to where they were.
+    RollingBack,
+    /// They are.
+    RolledBack,
+}
+
+/// The newest update of the clones of one template; its name is the template's. There is one at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutEntry {
+    /// Names this run; whoever resumes gives it a new one, and the former runner stops.
+    pub run: Nonce,
+    /// The gateway that runs it.
+    pub gateway: GatewayId,
+    /// How far it is.
+    pub state: RolloutState,
+    /// The version that clones move to.
+    pub version: u32,
+    /// Names of the clones; all of the template when empty.
+    pub clones: Vec<Name>,
+    /// Only those of this pool.
+    pub pool: Option<Name>,
+    /// So many go first.
+    pub canary: u32,
+    /// At most so many at once.
+    pub max_unavailable: u32,
+    /// Only noted, for each clone's next power-on.
+    pub at_next_power_on: bool,
+    /// Somebody said that the first ones are good, or nobody has to.
+    pub promoted: bool,
+    /// Clones that it is about.
+    pub total: u32,
+    /// Of these moved.
+    pub moved: u32,
+    /// Of these noted for their next power-on.
+    pub later: u32,
+    /// Why it stopped.
+    pub failed: Option<String>,
+    /// When it began, milliseconds since 1970 UTC.
+    pub started_ms: u64,
+    /// When it last changed its state.
+    pub changed_ms: u64,
 }

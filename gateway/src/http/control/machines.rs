@@ -14,29 +14,77 @@ use super::answer::{Answer, Created, DryRun, JsonBody, Query};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
 use crate::lifecycle::views::{
-    CapacityQuery, CapacityView, LifetimeView, PowerEvent, PowerOutcome, TemplateView, ToTemplate, Touched,
-    UpdateClones, UpdatedClones,
+    AlertView, CapacityQuery, CapacityView, LifetimeView, PowerEvent, PowerOutcome, ResetRulesView, RolloutAction,
+    SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
         .routes(routes!(update))
+        .routes(routes!(show_update))
+        .routes(routes!(steer_update))
+        .routes(routes!(undo))
+        .routes(routes!(drop_snapshot))
         .routes(routes!(to_template))
         .routes(routes!(power))
         .routes(routes!(hold))
         .routes(routes!(release))
         .routes(routes!(lifetime))
         .routes(routes!(capacity))
+        .routes(routes!(alerts))
 }
 
 /// Moves clones to another version of their template: metadata only, and the old deltas can be had back for a while.
-#[utoipa::path(post, path = "/v1/updates", tag = "clones", params(DryRun), request_body = UpdateClones, responses((status = 200, body = UpdatedClones), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/updates", tag = "clones", params(DryRun), request_body = UpdateClones, responses((status = 200, description = "How far it is after at most 20 s", body = UpdatedClones), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn update(
     State(gateway): State<Arc<Gateway>>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<UpdateClones>,
 ) -> Answer<UpdatedClones> {
     Ok(Json(gateway.update_clones(request, query.dry_run).await?))
+}
+
+/// How far the newest update of a template's clones is.
+#[utoipa::path(get, path = "/v1/updates/{template}", tag = "clones", params(("template" = String, Path, description = "Name")), responses((status = 200, body = UpdatedClones), (status = 404, body = Problem)))]
+async fn show_update(State(gateway): State<Arc<Gateway>>, Path(template): Path<String>) -> Answer<UpdatedClones> {
+    Ok(Json(gateway.show_update(&template).await?))
+}
+
+/// What is done to an update.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Steer {
+    /// The action.
+    action: RolloutAction,
+}
+
+/// Pauses, resumes, promotes, rolls back or ends the newest update of a template's clones.
+#[utoipa::path(post, path = "/v1/updates/{template}", tag = "clones", params(("template" = String, Path, description = "Name")), request_body = Steer, responses((status = 200, body = UpdatedClones), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn steer_update(
+    State(gateway): State<Arc<Gateway>>,
+    Path(template): Path<String>,
+    JsonBody(request): JsonBody<Steer>,
+) -> Answer<UpdatedClones> {
+    Ok(Json(gateway.steer_update(&template, request.action).await?))
+}
+
+/// Takes the last reset, restore or update of a clone back, with what it held then.
+#[utoipa::path(post, path = "/v1/clones/{clone}/undo", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), responses((status = 200, body = Touched), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn undo(
+    State(gateway): State<Arc<Gateway>>,
+    Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<Touched> {
+    Ok(Json(gateway.undo_clone(&clone, query.dry_run).await?))
+}
+
+/// Gives a snapshot of a clone up.
+#[utoipa::path(delete, path = "/v1/clones/{clone}/snapshots/{snapshot}", tag = "clones", params(("clone" = String, Path, description = "Name or id"), ("snapshot" = String, Path, description = "Name")), responses((status = 200, body = SnapshotView), (status = 404, body = Problem)))]
+async fn drop_snapshot(
+    State(gateway): State<Arc<Gateway>>,
+    Path((clone, snapshot)): Path<(String, String)>,
+) -> Answer<SnapshotView> {
+    Ok(Json(gateway.drop_snapshot(&clone, &snapshot).await?))
 }
 
 /// Makes a template version of what a clone reads as now; only what changed is stored.
@@ -91,22 +139,26 @@ async fn release(State(gateway): State<Arc<Gateway>>, Path(clone): Path<String>)
     Ok(Json(gateway.hold_clone(&clone, None).await?))
 }
 
-/// How long a delta is to last.
+/// How long a delta is to last. What is absent stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Lasting {
     /// Until a reset, or until power-off.
-    lifetime: LifetimeView,
+    #[serde(default)]
+    lifetime: Option<LifetimeView>,
+    /// When it is discarded besides.
+    #[serde(default)]
+    reset: Option<ResetRulesView>,
 }
 
-/// Says whether a clone's delta is meant to last.
+/// Says whether a clone's delta is meant to last, and when it is discarded besides.
 #[utoipa::path(post, path = "/v1/clones/{clone}/lifetime", tag = "clones", params(("clone" = String, Path, description = "Name or id")), request_body = Lasting, responses((status = 200, body = Touched), (status = 404, body = Problem)))]
 async fn lifetime(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
     JsonBody(request): JsonBody<Lasting>,
 ) -> Answer<Touched> {
-    Ok(Json(gateway.set_lifetime(&clone, request.lifetime).await?))
+    Ok(Json(gateway.set_lifetime(&clone, request.lifetime.map(Into::into), request.reset).await?))
 }
 
 /// What is asked about space.
@@ -129,4 +181,10 @@ struct CapacityParams {
 async fn capacity(State(gateway): State<Arc<Gateway>>, Query(params): Query<CapacityParams>) -> Answer<CapacityView> {
     let CapacityParams { template, clones, average, staged_update } = params;
     Ok(Json(gateway.capacity(CapacityQuery { template, clones, average, staged_update }).await?))
+}
+
+/// What is about to be full: datastores, and clones whose delta nears its limit.
+#[utoipa::path(get, path = "/v1/alerts", tag = "capacity", responses((status = 200, body = Vec<AlertView>)))]
+async fn alerts(State(gateway): State<Arc<Gateway>>) -> Answer<Vec<AlertView>> {
+    Ok(Json(gateway.alerts().await?))
 }

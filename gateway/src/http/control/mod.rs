@@ -15,6 +15,7 @@ mod idempotency;
 mod jobs;
 mod machines;
 mod request;
+mod pools;
 mod system;
 mod templates;
 
@@ -94,6 +95,7 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(machines::routes())
         .merge(data_disks::routes())
         .merge(jobs::routes())
+        .merge(pools::routes())
 }
 
 /// The document alone, of the whole interface.

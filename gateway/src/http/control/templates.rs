@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Created, JsonBody, ListParams, Query};
+use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query};
 use crate::http::problem::Problem;
 use crate::import::{Input, NoProgress};
 use crate::lifecycle::Gateway;
@@ -26,6 +26,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(show, delete))
         .routes(routes!(publish))
         .routes(routes!(rollback))
+        .routes(routes!(seal))
+        .routes(routes!(retention))
         .routes(routes!(add_version))
 }
 
@@ -87,6 +89,48 @@ async fn rollback(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>)
     Ok(Json(gateway.rollback_template(&name).await?))
 }
 
+/// Chooses a draft.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SealDraft {
+    /// Its number; the newest draft when absent.
+    #[serde(default)]
+    version: Option<u32>,
+    /// Whatever the checks find.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Looks into a draft for what would make its clones the same machine, and seals it: from then on it can be published.
+#[utoipa::path(post, path = "/v1/templates/{template}/seal", tag = "templates", params(("template" = String, Path, description = "Name")), request_body = SealDraft, responses((status = 200, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn seal(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    JsonBody(request): JsonBody<SealDraft>,
+) -> Answer<TemplateView> {
+    Ok(Json(gateway.seal_template(&name, request.version, request.force).await?))
+}
+
+/// How many old versions stay.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Retention {
+    /// So many that no clone needs, besides the published one; all when absent.
+    #[serde(default)]
+    keep: Option<u32>,
+}
+
+/// Keeps so many versions that no clone needs, now and after each publish; older ones are deleted.
+#[utoipa::path(post, path = "/v1/templates/{template}/retention", tag = "templates", params(("template" = String, Path, description = "Name"), DryRun), request_body = Retention, responses((status = 200, body = Touched), (status = 400, body = Problem), (status = 404, body = Problem)))]
+async fn retention(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    Query(query): Query<DryRun>,
+    JsonBody(request): JsonBody<Retention>,
+) -> Answer<Touched> {
+    Ok(Json(gateway.retain_template(&name, request.keep, query.dry_run).await?))
+}
+
 /// A version made of an image that lies in a store already.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +149,12 @@ struct Reference {
     /// Deltas that a base of it takes; 128 when absent.
     #[serde(default)]
     slots: Option<u32>,
+    /// Neither look into it nor seal it: it can be published when it is sealed.
+    #[serde(default)]
+    draft: bool,
+    /// Seal it whatever the checks find.
+    #[serde(default)]
+    force: bool,
 }
 
 /// What is said about an upload, besides its bytes.
@@ -121,6 +171,12 @@ struct UploadQuery {
     publish: Option<bool>,
     /// Deltas that a base of it takes; 128 when absent.
     slots: Option<u32>,
+    /// Neither look into it nor seal it: it can be published when it is sealed.
+    #[serde(default)]
+    draft: bool,
+    /// Seal it whatever the checks find.
+    #[serde(default)]
+    force: bool,
 }
 
 /// Makes a version, and the template when it is the first: of an uploaded image, a sparse frame stream, or of one that lies in a
@@ -138,8 +194,8 @@ async fn add_version(
     request: Request,
 ) -> Created<TemplateView> {
     let made = if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE) {
-        let UploadQuery { datastore, description, origin, publish, slots } = query;
-        let upload = ImportTemplate { name, datastore, description, origin, publish, slots };
+        let UploadQuery { datastore, description, origin, publish, slots, draft, force } = query;
+        let upload = ImportTemplate { name, datastore, description, origin, publish, slots, draft, force };
         // Not by axum's body extractors: those have a limit.
         let stream = request.into_body().into_data_stream().map_err(|error| {
             Error::invalid("body-broken", "the upload broke off").because(error).hint("send it again: nothing was kept")
@@ -147,8 +203,10 @@ async fn add_version(
         gateway.import_template(upload, Input::Frames(stream.boxed()), Arc::new(NoProgress)).await?
     } else {
         let JsonBody(reference) = JsonBody::<Reference>::from_request(request, &()).await?;
-        let Reference { by_reference: url, datastore, description, publish, slots } = reference;
-        gateway.reference_template(ReferenceTemplate { name, datastore, description, publish, slots, url }).await?
+        let Reference { by_reference: url, datastore, description, publish, slots, draft, force } = reference;
+        gateway
+            .reference_template(ReferenceTemplate { name, datastore, description, publish, slots, draft, force, url })
+            .await?
     };
     Ok((StatusCode::CREATED, Json(made)))
 }

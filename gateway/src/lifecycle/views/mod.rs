@@ -2,6 +2,7 @@
 
 mod jobs;
 mod operations;
+mod pools;
 
 use clonegate_core::advice::{Label, Lifetime};
 use clonegate_core::format::clone::Durability;
@@ -11,6 +12,7 @@ use utoipa::ToSchema;
 
 pub use jobs::*;
 pub use operations::*;
+pub use pools::*;
 
 /// Labels as people write them.
 pub type Labels = BTreeMap<String, String>;
@@ -192,6 +194,12 @@ pub struct ImportTemplate {
     /// Deltas that a base of it takes; 128 when absent.
     #[serde(default)]
     pub slots: Option<u32>,
+    /// Neither look into it nor seal it: it can be published when it is sealed.
+    #[serde(default)]
+    pub draft: bool,
+    /// Seal it whatever the checks find.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Makes a template of an image that lies in a store already, without a copy.
@@ -212,6 +220,12 @@ pub struct ReferenceTemplate {
     /// Deltas that a base of it takes; 128 when absent.
     #[serde(default)]
     pub slots: Option<u32>,
+    /// Neither look into it nor seal it: it can be published when it is sealed.
+    #[serde(default)]
+    pub draft: bool,
+    /// Seal it whatever the checks find.
+    #[serde(default)]
+    pub force: bool,
     /// The raw image: `s3://bucket/key.raw`, `file:///dir/image.raw`.
     pub url: String,
 }
@@ -312,6 +326,9 @@ pub struct CreateClones {
     /// Whether deltas are meant to last; `persistent` when absent.
     #[serde(default)]
     pub lifetime: Option<LifetimeView>,
+    /// When deltas are discarded besides what policies say; only once the machine is off.
+    #[serde(default)]
+    pub reset: ResetRulesView,
     /// Bytes that a delta is expected to grow to; 5 GiB or half the image when absent, whichever is less.
     #[serde(default)]
     pub expected_delta: Option<u64>,
@@ -362,6 +379,15 @@ pub struct CloneView {
     /// The version that it moves to at its next power-on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_version: Option<u32>,
+    /// When its delta is discarded, besides what policies say.
+    #[serde(default)]
+    pub reset: ResetRulesView,
+    /// Why its machine may be running though nothing is attached here: nothing is discarded by itself then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_run: Option<String>,
+    /// The version that its last update took it from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<u32>,
     /// Path of its bytes on this server.
     pub disk: String,
     /// When it was made, milliseconds since 1970 UTC.
