@@ -32,10 +32,13 @@ fn an_update_that_is_killed_goes_on_after_the_start_and_leaves_nothing_behind() 
             let arguments = ["clone", "update", "--template", &to, "--max-unavailable", "8", "--server", &server];
             clonegate_tests::gateway::command(arguments).output().unwrap()
         });
-        thread::sleep(Duration::from_millis(60 + 110 * round));
+        thread::sleep(Duration::from_millis(150 + 150 * round));
         gateway.kill();
         update.join().unwrap();
         gateway.start();
+        if !gateway.cli(&["update", "show", "t"]).status.success() {
+            continue;
+        }
         let mut view = json(&gateway, &["update", "show", "t"]);
         for _ in 0..400 {
             if view["state"] != "running" {

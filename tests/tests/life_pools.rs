@@ -109,10 +109,10 @@ async fn a_pool_grows_for_its_spares_scales_and_is_not_deleted_under_its_users()
     let view = gateway.show_pool("lab").await.unwrap();
     assert_eq!((view.clones, view.assigned, view.free), (6, 4, 2), "and keeps spares, up to its maximum");
 
-    assert_eq!(gateway.scale_pool("lab", 3, false).await.unwrap_err().code(), "pool-in-use");
-    assert_eq!(gateway.scale_pool("lab", 5, true).await.unwrap().names.len(), 1);
+    assert_eq!(gateway.scale_pool("lab", 3_u32, false).await.unwrap_err().code(), "pool-in-use");
+    assert_eq!(gateway.scale_pool("lab", 5_u32, true).await.unwrap().names.len(), 1);
     assert_eq!(gateway.show_pool("lab").await.unwrap().clones, 6);
-    let grown = gateway.scale_pool("lab", 8, false).await.unwrap();
+    let grown = gateway.scale_pool("lab", 8_u32, false).await.unwrap();
     assert_eq!(grown.names, ["lab-007", "lab-008"]);
     assert_eq!(gateway.delete_pool("lab", false, false).await.unwrap_err().code(), "referenced");
     let busy = gateway.change_pool("lab", ChangePool { maintenance: Some(true), ..Default::default() }).await.unwrap();

@@ -4,6 +4,7 @@
 //! back, which `fsck` finds. Delete takes the name away first, and what is left is removed behind the caller's back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clonegate_core::advice::{Lifetime, RolloverTrigger};
 use clonegate_core::format::catalog::{CloneEntry, ResetRules};
@@ -20,6 +21,9 @@ use crate::exports::CloneRef;
 
 /// What a delta is expected to grow to when nobody says, bytes; or half the image, whichever is less.
 pub(super) const EXPECTED_DELTA: u64 = 5 << 30;
+
+/// How long an order waits for bases that are prepared ahead.
+const ROLLOVER_WAITED_FOR: Duration = Duration::from_secs(1);
 
 impl Gateway {
     /// Makes clones: all of them, or none.
@@ -88,7 +92,15 @@ impl Gateway {
         let mut bases: Vec<_> = claimed.iter().map(|c| c.base).collect();
         bases.sort_unstable();
         bases.dedup();
-        self.roll_over(&order.template, &order.version, RolloverTrigger::DeltaAdded, &bases).await;
+        // Mostly one small object; where it is a copy to another datastore, that goes on without the caller.
+        let (me, template, version) = (self.me()?, order.template.clone(), order.version.clone());
+        let ahead = self.handle.spawn(async move {
+            me.roll_over(&template, &version, RolloverTrigger::DeltaAdded, &bases).await;
+        });
+        tokio::select! {
+            _ = ahead => {}
+            () = self.clock.sleep(ROLLOVER_WAITED_FOR) => {}
+        }
         Ok(CreatedClones { dry_run, clones, names: text, placements, new_bases })
     }
 

@@ -2,13 +2,16 @@
 
 use std::collections::HashSet;
 
+use clonegate_core::Error;
 use clonegate_core::format::catalog::CloneEntry;
+use clonegate_core::format::clone::Durability;
 use clonegate_core::ids::CloneId;
 use parking_lot::Mutex;
 
 use super::gateway::Gateway;
 use super::open::Of;
 use crate::catalog::Named;
+use crate::volume::Volume;
 
 /// What this gateway was told of machines since it started.
 #[derive(Debug, Default)]
@@ -84,6 +87,23 @@ impl Gateway {
             return Some("its machine lost the connection and may still run".to_owned());
         }
         clone.state.left_running.then(|| "its machine ran when the gateway stopped, and may still run".to_owned())
+    }
+
+    /// Fails when another gateway has the clone open: a machine may run there, for all that is known here.
+    pub(super) async fn check_not_elsewhere(
+        &self,
+        clone: &Named<CloneEntry>,
+        volume: &Volume,
+    ) -> clonegate_core::Result<()> {
+        // A `local` clone is not taken over from a journal that may hold its last writes; that is refused below.
+        if clone.state.record.durability == Durability::Local {
+            return Ok(());
+        }
+        volume.owner_elsewhere().await?.map_or(Ok(()), |gateway| {
+            Err(Error::conflict("open-elsewhere", format!("the gateway {gateway} has it open"))
+                .on(clone.name.as_str())
+                .hint("ask that gateway; if it is gone for good: clonegate clone reset"))
+        })
     }
 
     /// The machine of a clone is off.

@@ -20,6 +20,8 @@ use super::views::PlacementView;
 /// Makes the record of the clone of this name in this slot of this base.
 pub(super) type Maker<'a> = &'a (dyn Fn(&Name, BaseId, u32) -> CloneRecord + Send + Sync);
 
+/// Why a datastore that is not thin takes no linked clones.
+const NOT_THIN: &str = "is not thin: bytes that no clone wrote would take space there, so it takes no linked clones";
 /// How often one order asks the policy again without getting a single slot.
 const FRUITLESS_MAX: u32 = 16;
 
@@ -145,7 +147,9 @@ impl Gateway {
             let advice = self.advisor.place(&request, inventory).await;
             let candidates = match advice.verdict {
                 PlacementVerdict::Choose(candidates) => candidates,
-                PlacementVerdict::Refuse(why) => return Err(refusal(&request, inventory, &advice.by, why)),
+                PlacementVerdict::Refuse(why) => {
+                    return Err(refusal(&request, inventory, &advice.by, why, &self.why_not(order)));
+                }
                 PlacementVerdict::Defer(deferral) => {
                     return Err(Error::unavailable("placement-deferred", deferral.reason)
                         .on(clone.as_str())
@@ -173,6 +177,25 @@ impl Gateway {
             .hint(if tried.is_empty() { "the policy named no place".to_owned() } else { tried.join("; ") }))
     }
 
+    /// Why each datastore takes none of an order, for people.
+    fn why_not(&self, order: &Order) -> String {
+        let reasons = self.datastores.all().into_iter().map(|datastore| {
+            let entry = datastore.entry();
+            let free = datastore.free().unwrap_or(NO_END).saturating_sub(entry.reserve);
+            let why = match datastore.health() {
+                Health::Offline => "does not answer".to_owned(),
+                Health::Maintenance => "is in maintenance".to_owned(),
+                _ if !entry.thin => NOT_THIN.to_owned(),
+                _ => format!(
+                    "has {free} bytes free without its reserve, and a delta is expected to grow to {}",
+                    order.expected_delta
+                ),
+            };
+            format!("{} {why}", datastore.name)
+        });
+        reasons.collect::<Vec<_>>().join("; ")
+    }
+
     /// Whether a place holds against the invariants, whatever the policy thinks, and how many clones fit there.
     fn usable(
         &self,
@@ -194,7 +217,7 @@ impl Gateway {
         let name = Name::new(name.as_str()).map_err(|e| e.to_string())?;
         let datastore = self.datastores.find(&name).ok_or("there is no such datastore")?;
         if !datastore.entry().thin {
-            return Err("unwritten bytes take space there, which linked clones cannot have".to_owned());
+            return Err(NOT_THIN.to_owned());
         }
         if let Some(limit) = datastore.promise_limit() {
             let promised = datastore.promised();
@@ -426,7 +449,7 @@ fn place_name(target: &Target) -> String {
 }
 
 /// No room is another thing than a policy that does not want to.
-fn refusal(request: &PlacementRequest, inventory: &Inventory, by: &str, why: String) -> Error {
+fn refusal(request: &PlacementRequest, inventory: &Inventory, by: &str, why: String, each: &str) -> Error {
     let somewhere = inventory
         .datastores
         .iter()
@@ -436,6 +459,6 @@ fn refusal(request: &PlacementRequest, inventory: &Inventory, by: &str, why: Str
     } else {
         Error::exhausted("no-place", why)
             .on(request.clone.clone())
-            .hint("make room, take a datastore out of maintenance, or add one")
+            .hint(if each.is_empty() { "add a datastore: clonegate datastore add NAME URL" } else { each }.to_owned())
     }
 }

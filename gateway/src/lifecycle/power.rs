@@ -160,6 +160,9 @@ impl Gateway {
                 return self.rebase(clone, &clone.state.template, &version).await;
             }
         }
+        let (_open, volume) = self.volume(clone).await?;
+        self.check_not_elsewhere(clone, &volume).await?;
+        drop((_open, volume));
         self.drop_delta(clone).await
     }
 
@@ -181,8 +184,8 @@ impl Gateway {
     /// The last machine that wrote to a device said good-bye: a power-off, unless somebody follows within the grace time.
     pub(super) fn clean_detach(&self, open: &Arc<Open>) {
         let Of::Clone(id) = open.of else { return };
-        let waited = self.reset_waits.lock().remove(&id);
-        let grace = if waited { Duration::ZERO } else { self.settings.power_off_grace };
+        // Also when a reset waits for this: boot loader and kernel may connect one after the other, and a migration overlaps.
+        let grace = self.settings.power_off_grace;
         let (me, clock) = (std::sync::Weak::clone(&self.me), self.clock.clone());
         let began = self.open.sessions_begun(id);
         self.handle.spawn(async move {
@@ -192,6 +195,7 @@ impl Gateway {
             if gateway.open.sessions_begun(id) != began || !gateway.open.attached(id).is_empty() {
                 return;
             }
+            gateway.reset_waits.lock().remove(&id);
             let asked = async {
                 let clone = gateway.find_clone(&CloneRef::Id(id)).await?;
                 gateway.powered_off(&clone, ResetEvent::PowerOff).await

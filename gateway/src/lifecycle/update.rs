@@ -139,6 +139,7 @@ impl Gateway {
             if status.cut && !self.machines.is_off(clone.state.record.id) {
                 return Err(Error::conflict("attached", "a gateway that had it open did not close it"));
             }
+            self.check_not_elsewhere(clone, &volume).await?;
             if !status.snapshots.is_empty() {
                 let names: Vec<String> = status.snapshots.iter().map(|s| s.name.to_string()).collect();
                 return Err(Error::conflict(
@@ -162,7 +163,7 @@ impl Gateway {
         match moved {
             Ok(()) => Ok(Moved::Now),
             // Another gateway has it, or a machine came in this moment.
-            Err(error) if matches!(error.code(), "attached" | "lost-tail") => {
+            Err(error) if matches!(error.code(), "attached" | "lost-tail" | "open-elsewhere") => {
                 self.note_pending(clone, version.number).await?;
                 Ok(Moved::Later)
             }

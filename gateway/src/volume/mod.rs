@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
-use clonegate_core::ids::{BaseId, Epoch, Name};
+use clonegate_core::ids::{BaseId, Epoch, GatewayId, Name};
 use clonegate_core::units::{BLOCK_BYTES, ByteRange};
 use clonegate_core::{Error, Result};
 use futures::future::BoxFuture;
@@ -204,6 +204,14 @@ impl Volume {
     /// that is gone may have flushed writes in its journal, see [`Volume::accept_lost_tail`]; what the store gives.
     pub async fn claim(&self) -> Result<()> {
         self.core.own().await
+    }
+
+    /// The other gateway that has it open for writing, or ended without closing it; looked up anew.
+    ///
+    /// # Errors
+    /// What the store gives.
+    pub async fn owner_elsewhere(&self) -> Result<Option<GatewayId>> {
+        self.core.owner_elsewhere().await
     }
 
     /// Drops the delta: the volume is its base again, or the base that is given. One store request, whatever the size.

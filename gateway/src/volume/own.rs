@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use clonegate_core::format::clone::{CloneRecord, Durability};
 use clonegate_core::format::envelope;
 use clonegate_core::format::log::{EpochRecord, Position};
+use clonegate_core::ids::GatewayId;
 use clonegate_core::{Error, ErrorKind, Result};
 
 use super::commit::{Command, Committer, closed};
@@ -49,6 +50,20 @@ impl Core {
     /// Puts what the journal of this gateway held of the volume into the store.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
         self.own().await
+    }
+
+    /// The other gateway that has the volume open for writing, or ended without closing it.
+    pub(super) async fn owner_elsewhere(&self) -> Result<Option<GatewayId>> {
+        if matches!(self.state.read().role, Role::Owner) {
+            return Ok(None);
+        }
+        let Some((next, End::Open)) = load(&self.store, &self.record).await?.end else { return Ok(None) };
+        match self.claim_of(next.epoch).await {
+            Ok(claim) => Ok((claim.gateway != self.engine.gateway).then_some(claim.gateway)),
+            // A claim that is gone says nothing of who made it.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn take_over(self: &Arc<Self>) -> Result<()> {

@@ -27,7 +27,7 @@ impl Core {
         self.engine.journal.as_ref().map(Journal::id)
     }
 
-    async fn claim_of(&self, epoch: Epoch) -> Result<EpochRecord> {
+    pub(super) async fn claim_of(&self, epoch: Epoch) -> Result<EpochRecord> {
         let key = keys::epoch(self.record.id, epoch);
         envelope::decode(&self.store.get(&key).await?).map_err(|e| e.on(key.to_string()))
     }
