@@ -224,6 +224,10 @@ impl LogState {
         if record.clone != self.clone {
             return Err(Error::corrupt("misplaced", format!("a record of {}", record.clone)));
         }
+        // The first record says what the clone was born over: the clone's own is that of the base it has moved to since.
+        if self.at.is_none() {
+            self.image.base = record.base;
+        }
         match &record.what {
             Change::Open { lost_tail, fresh, .. } => {
                 if *fresh {
