@@ -127,7 +127,6 @@ impl Gateway {
         gateway.open_datastores().await?;
         gateway.keep_house();
         gateway.resume_jobs().await;
-        gateway.go_on_with_rollouts();
         Ok(gateway)
     }
 

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clonegate_core::format::catalog::{CloneEntry, RolloutEntry, RolloutState, TemplateVersion};
+use clonegate_core::format::job::JobUnit;
 use clonegate_core::ids::{Name, Nonce};
 use clonegate_core::{Error, ErrorKind, Result};
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use super::gateway::Gateway;
+use super::jobs::{JobOrder, JobRun};
 use super::update::{Moved, check_size};
 use super::views::{RolloutAction, UpdateClones, UpdatedClones};
 use crate::catalog::Named;
@@ -19,8 +23,19 @@ const AT_ONCE: u32 = 16;
 const AT_ONCE_MAX: u32 = 256;
 /// Longest list of clones in one request.
 const CLONES_MAX: usize = 10_000;
+/// The kind of its jobs.
+pub(super) const KIND: &str = "update";
+/// How often it is looked whether an update rests.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a request waits for the end before it answers how far the update is.
 const WAITED_FOR: Duration = Duration::from_secs(20);
+
+/// One run of an update.
+#[derive(Debug, Serialize, Deserialize)]
+struct Spec {
+    template: Name,
+    run: Nonce,
+}
 
 impl Gateway {
     /// Starts an update, and waits a while for its end.
@@ -170,38 +185,56 @@ impl Gateway {
         }
     }
 
-    /// Runs an update in the background; answers when it rests, or how far it is after a while.
+    /// Runs an update as a job; answers when it rests, or how far it is after a while.
     async fn run_rollout_for_a_while(self: &Arc<Self>, template: &Name, run: Nonce) -> Result<UpdatedClones> {
-        let (gateway, of) = (Arc::clone(self), template.clone());
-        let mut running = self.handle.spawn(async move { gateway.run_rollout(&of, run).await });
-        tokio::select! {
-            () = self.clock.sleep(WAITED_FOR) => {}
-            ran = &mut running => ran.map_err(|e| Error::internal("update-died", e.to_string()))??,
+        let rollout: RolloutEntry = self.catalog.get(template).await?.state;
+        let order = JobOrder {
+            kind: KIND,
+            // The record of the update says that there is one at a time; this names one of its runs.
+            subject: format!("update/{template}/{:02x}{:02x}{:02x}{:02x}", run.0[0], run.0[1], run.0[2], run.0[3]),
+            spec: Spec { template: template.clone(), run },
+            unit: JobUnit::Clones,
+            total: Some(u64::from(rollout.total)),
+        };
+        if let Err(error) = self.start_job(order).await {
+            self.rest(template, run, RolloutState::Stopped, Some(error.to_string())).await?;
+            return Err(error);
+        }
+        let begun = self.clock.instant();
+        let rests = || {
+            let now = self.catalog.remembered::<RolloutEntry>(template);
+            now.is_none_or(|now| !runs(now.state.state) || now.state.run != run)
+        };
+        while !rests() && begun.elapsed() < WAITED_FOR {
+            self.clock.sleep(LOOK_AGAIN).await;
         }
         Arc::clone(self).do_show_update(template.to_string()).await
     }
 
     /// Moves clones until the update rests. Whoever takes it over gives it another `run`.
-    async fn run_rollout(self: &Arc<Self>, template: &Name, run: Nonce) -> Result<()> {
+    async fn run_rollout(self: &Arc<Self>, template: &Name, run: Nonce, job: &JobRun) -> Result<()> {
         loop {
             let rollout: RolloutEntry = self.catalog.get(template).await?.state;
             if rollout.run != run {
                 return Ok(());
             }
             let ran = match rollout.state {
-                RolloutState::Running => self.roll_out(template, &rollout).await,
-                RolloutState::RollingBack => self.roll_back(template, &rollout).await,
+                RolloutState::Running => self.roll_out(template, &rollout, job).await,
+                RolloutState::RollingBack => self.roll_back(template, &rollout, job).await,
                 _ => return Ok(()),
             };
             if let Err(error) = ran {
+                // Somebody goes on with the job, and finds the update running.
+                if !job.is_last(&error) {
+                    return Err(error);
+                }
                 tracing::warn!(%template, %error, "an update stopped");
-                self.rest(template, run, RolloutState::Stopped, Some(error.to_string())).await?;
-                return Ok(());
+                return self.rest(template, run, RolloutState::Stopped, Some(error.to_string())).await;
             }
         }
     }
 
-    async fn roll_out(self: &Arc<Self>, template: &Name, rollout: &RolloutEntry) -> Result<()> {
+    async fn roll_out(self: &Arc<Self>, template: &Name, rollout: &RolloutEntry, job: &JobRun) -> Result<()> {
         let version = self.version_for_clones(template, Some(rollout.version)).await?;
         let mut names: Vec<Name> = self
             .clones_of(template, rollout)
@@ -222,7 +255,9 @@ impl Gateway {
         if first == 0 && !rollout.promoted && !names.is_empty() {
             return self.rest(template, rollout.run, RolloutState::AwaitsPromotion, None).await;
         }
+        let mut done = u64::from(rollout.moved + rollout.later);
         while !names.is_empty() {
+            job.check()?;
             let size = if first > 0 { 1 } else { rollout.max_unavailable as usize };
             let later = names.split_off(size.min(names.len()));
             let wave = std::mem::replace(&mut names, later);
@@ -236,6 +271,8 @@ impl Gateway {
                 }
             }
             first = first.saturating_sub(1);
+            done += u64::from(moved) + u64::from(noted);
+            job.progress(done, Some(u64::from(rollout.total)));
             let waits = first == 0 && !rollout.promoted && failed.is_none();
             let goes_on = self
                 .count(template, rollout.run, |there| {
@@ -257,7 +294,7 @@ impl Gateway {
     }
 
     /// Takes the moves of an update back, with what the clones held before.
-    async fn roll_back(self: &Arc<Self>, template: &Name, rollout: &RolloutEntry) -> Result<()> {
+    async fn roll_back(self: &Arc<Self>, template: &Name, rollout: &RolloutEntry, job: &JobRun) -> Result<()> {
         let moved_here = |c: &Named<CloneEntry>| {
             let since = c.state.moved_from.as_ref().is_some_and(|from| from.at_ms >= rollout.started_ms);
             c.state.template == *template && c.state.version == rollout.version && since
@@ -277,6 +314,7 @@ impl Gateway {
             .map(<[_]>::to_vec)
             .collect();
         for chunk in chunks {
+            job.check()?;
             let mut noted = 0;
             let backs = futures::future::join_all(chunk.iter().map(|clone| self.move_back(clone))).await;
             for (clone, back) in chunk.iter().zip(backs) {
@@ -430,33 +468,21 @@ impl Gateway {
         }
         self.run_rollout_for_a_while(&name, run).await
     }
+}
 
-    /// Goes on with what this gateway was at when it ended.
-    pub(super) fn go_on_with_rollouts(self: &Arc<Self>) {
-        let gateway = Arc::clone(self);
-        self.handle.spawn(async move {
-            let all = match gateway.catalog.list::<RolloutEntry>().await {
-                Ok(all) => all,
-                Err(error) => {
-                    tracing::warn!(%error, "updates that were cut short are not looked for");
-                    return;
-                }
-            };
-            for rollout in all {
-                let ours = rollout.state.gateway == gateway.settings.gateway;
-                let cut = matches!(rollout.state.state, RolloutState::Running | RolloutState::RollingBack);
-                if !(ours && cut) {
-                    continue;
-                }
-                tracing::info!(template = %rollout.name, "an update that was cut short goes on");
-                let resumed =
-                    Arc::clone(&gateway).do_steer_update(rollout.name.to_string(), RolloutAction::Resume).await;
-                if let Err(error) = resumed {
-                    tracing::warn!(template = %rollout.name, %error, "the update could not go on");
-                }
-            }
-        });
-    }
+/// Does one run of an update.
+pub(super) fn work(gateway: Arc<Gateway>, job: Arc<JobRun>) -> BoxFuture<'static, Result<serde_json::Value>> {
+    Box::pin(async move {
+        let spec: Spec = job.spec()?;
+        // Whoever had it before may have ended in the middle of a move.
+        if job.cursor::<bool>()?.is_some() {
+            gateway.settle_moves(&spec.template).await?;
+        }
+        job.save(&true).await?;
+        gateway.run_rollout(&spec.template, spec.run, &job).await?;
+        let view = gateway.do_show_update(spec.template.to_string()).await?;
+        Ok(serde_json::json!({ "state": view.state, "updated": view.updated.len(), "later": view.later.len() }))
+    })
 }
 
 /// How a clone came back.
@@ -464,6 +490,11 @@ enum Back {
     Whole,
     WithoutDelta,
     Later,
+}
+
+/// Whether clones are being moved.
+fn runs(state: RolloutState) -> bool {
+    matches!(state, RolloutState::Running | RolloutState::RollingBack)
 }
 
 /// Whether another update has to wait.

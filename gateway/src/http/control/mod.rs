@@ -14,8 +14,8 @@ mod fsck;
 mod idempotency;
 mod jobs;
 mod machines;
-mod request;
 mod pools;
+mod request;
 mod system;
 mod templates;
 
