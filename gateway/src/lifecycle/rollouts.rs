@@ -394,7 +394,8 @@ impl Gateway {
     /// The newest update of a template's clones.
     pub(super) async fn do_show_update(self: Arc<Self>, template: String) -> Result<UpdatedClones> {
         let name = Name::new(template)?;
-        let rollout: RolloutEntry = self.catalog.get(&name).await?.state;
+        let Some(rollout) = self.catalog.find::<RolloutEntry>(&name).await? else { return Err(no_update(&name)) };
+        let rollout = rollout.state;
         let back = matches!(rollout.state, RolloutState::RollingBack | RolloutState::RolledBack);
         let mut view = UpdatedClones {
             template: name.to_string(),
@@ -459,7 +460,10 @@ impl Gateway {
             (there.run, there.gateway) = (run, gateway);
             Ok(matches!(next, S::Running | S::RollingBack))
         };
-        let (before, goes_on) = self.catalog.change(&name, steer).await?;
+        let (before, goes_on) = match self.catalog.change(&name, steer).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(no_update(&name)),
+            steered => steered?,
+        };
         if !goes_on {
             return self.do_show_update(before.name.to_string()).await;
         }
@@ -483,6 +487,12 @@ pub(super) fn work(gateway: Arc<Gateway>, job: Arc<JobRun>) -> BoxFuture<'static
         let view = gateway.do_show_update(spec.template.to_string()).await?;
         Ok(serde_json::json!({ "state": view.state, "updated": view.updated.len(), "later": view.later.len() }))
     })
+}
+
+fn no_update(template: &Name) -> Error {
+    Error::not_found("no-update", "no update of its clones was begun")
+        .on(template.as_str())
+        .hint(format!("clonegate clone update --template {template}"))
 }
 
 /// How a clone came back.
