@@ -127,6 +127,7 @@ async fn the_maintenance_round_reaches_every_clone_and_can_be_rolled_back() {
     let again = gateway.attach("desk-002".parse().unwrap(), by("10.0.0.2")).await.unwrap();
     let kept = again.device().read(ByteRange::new(4096, 4100)).await.unwrap().concat();
     assert_eq!(kept, [0; 4], "who comes back after a lost connection finds its own disk");
+    again.begin_write().unwrap();
     again.device().write(0, bytes::Bytes::from_static(b"mine"), Default::default()).await.unwrap();
     again.detach(Detach::Clean);
     until(&gateway, "desk-002", |clone| clone.version == 2).await;
@@ -184,6 +185,7 @@ async fn only_a_clean_goodbye_resets_and_only_what_is_ephemeral() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine");
     let machine = gateway.attach("pool".parse().unwrap(), by("10.0.0.1")).await.unwrap();
+    machine.begin_write().unwrap();
     machine.device().write(512, bytes::Bytes::from_static(b"more"), Default::default()).await.unwrap();
     machine.detach(Detach::Clean);
     until(&gateway, "pool", |clone| clone.last_reset_ms.is_some()).await;
@@ -227,13 +229,11 @@ async fn a_reconnect_a_migration_and_a_look_are_no_power_off() {
     assert_eq!(first_bytes(&gateway, "pool", 0).await, b"mine", "who never wrote switches nothing off");
     assert_eq!(gateway.show_clone("pool").await.unwrap().last_reset_ms, None);
     // The machine itself comes back and ends.
-    attach("10.0.0.2").await.detach(Detach::Clean);
-    for _ in 0..200 {
-        if gateway.show_clone("pool").await.unwrap().last_reset_ms.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
+    let machine = attach("10.0.0.2").await;
+    machine.begin_write().unwrap();
+    machine.device().write(512, bytes::Bytes::from_static(b"more"), Default::default()).await.unwrap();
+    machine.detach(Detach::Clean);
+    until(&gateway, "pool", |clone| clone.last_reset_ms.is_some()).await;
     assert_eq!(first_bytes(&gateway, "pool", 0).await, [1; 4], "switched off, it is its base again");
 }
 
