@@ -115,7 +115,8 @@ async fn numbers(gateway: &Gateway) -> Vec<u32> {
 
 fn old_versions_go_when_newer_ones_are_published_and_none_that_is_needed() {
     block_on(async {
-        let lab = Lab { undo: std::time::Duration::ZERO, ..Lab::new(&["a"]) };
+        let mut lab = Lab::new(&["a"]);
+        lab.undo = std::time::Duration::ZERO;
         let gateway = lab.gateway(1).await;
         for byte in 1..=4 {
             version(&gateway, "t", byte).await;
