@@ -102,7 +102,13 @@ impl Check<'_> {
             for record in self.datastore.table.slots(base.record.id).await? {
                 self.report.objects += 1;
                 taken.insert((base.record.id, record.slot), record.id);
-                if !self.points_back(&record, base.record.id) && !self.is_young(record.created_ms) {
+                if self.points_back(&record, base.record.id) {
+                    continue;
+                }
+                // A clone that moves is older than its new slot.
+                let slot = self.datastore.store.head(&keys::slot(base.record.id, record.slot)).await;
+                let made_ms = slot.map_or(record.created_ms, |slot| slot.modified_ms.max(record.created_ms));
+                if !self.is_young(made_ms) {
                     self.orphan_slot(&record, base.record.id).await?;
                 }
             }
