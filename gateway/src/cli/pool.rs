@@ -142,12 +142,12 @@ pub(super) struct Update {
     /// Whether it takes no allocations
     #[arg(long, value_enum)]
     maintenance: Option<Switch>,
-    /// Move its clones to the published version of their template, or to --version
+    /// Move its clones to the published version of their template, or to --to
     #[arg(long)]
     clones: bool,
     /// The version that they move to
-    #[arg(long, requires = "clones")]
-    version: Option<u32>,
+    #[arg(long, requires = "clones", value_name = "VERSION")]
+    to: Option<u32>,
     /// So many go first, one by one; then it waits for clonegate update promote
     #[arg(long, requires = "clones")]
     canary: Option<u32>,
@@ -240,7 +240,7 @@ async fn update(update: Update, session: &Session) -> Result<(), Failure> {
         return Ok(());
     }
     let pool: PoolView = if update.dry_run { client.get(&path).await? } else { client.patch(&path, &change).await? };
-    let version = update.version.or(pool.version).map(|version| format!(":{version}")).unwrap_or_default();
+    let version = update.to.or(pool.version).map(|version| format!(":{version}")).unwrap_or_default();
     super::update::start(
         super::update::Update::of_pool(
             format!("{}{version}", pool.template),
