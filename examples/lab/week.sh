@@ -53,7 +53,7 @@ say "Tuesday: users come, every clone is written, two have data disks"
 for user in alice bob carol; do echo "$user: $(cg pool allocate lab "$user")"; done
 for clone in $(names); do put "/v1/clones/$clone/disk" "$at" "work of $clone" "$size"; done
 for clone in lab-001 lab-002; do
-  cg disk create "data-$clone" --size 1MiB >/dev/null
+  cg disk create "data-$clone" 1MiB >/dev/null
   cg disk attach "data-$clone" "$clone" >/dev/null
   put "/v1/disks/data-$clone" 0 "papers of $clone" $((1 << 20))
   identity "$clone" >"$work/identity-$clone"

@@ -48,7 +48,7 @@ fn write(gateway: &Gateway) {
 fn libvirts_power_events_reset_what_is_ephemeral_and_a_migration_does_not() {
     let gateway = Gateway::up(&[]);
     gateway.cli_ok(&["clone", "create", "pc", "--count", "1", "--template", "demo", "--lifetime", "ephemeral"]);
-    gateway.cli_ok(&["disk", "create", "home", "--size", "1MiB"]);
+    gateway.cli_ok(&["disk", "create", "home", "1MiB"]);
     write(&gateway);
     for arguments in [
         ["vm1", "started", "begin", "-"],
