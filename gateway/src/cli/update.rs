@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session};
+use crate::clock::Clock;
 use crate::lifecycle::views::{RolloutAction, UpdateClones, UpdatedClones};
 
 /// How often the gateway is asked how far an update is.
@@ -122,13 +123,13 @@ pub(super) async fn start(update: Update, session: &Session) -> Result<(), Failu
 
 /// Waits until the update rests, and says how it ended.
 async fn follow(mut update: UpdatedClones, session: &Session) -> Result<(), Failure> {
-    let client = session.client()?;
+    let (client, clock) = (session.client()?, Clock::system());
     let path = format!("updates/{}", session.segment(&update.template));
     while matches!(update.state.as_str(), "running" | "rolling-back") {
         if session.form == Form::Table {
             output::line(&format!("{} of {} clones", update.updated.len(), update.total));
         }
-        tokio::time::sleep(ASK_AGAIN).await;
+        clock.sleep(ASK_AGAIN).await;
         update = client.get(&path).await?;
     }
     print(&update, session);

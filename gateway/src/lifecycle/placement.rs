@@ -147,6 +147,8 @@ impl Gateway {
             let advice = self.advisor.place(&request, inventory).await;
             let candidates = match advice.verdict {
                 PlacementVerdict::Choose(candidates) => candidates,
+                // What it named before could not be used: that is what people are to hear.
+                PlacementVerdict::Refuse(_) if !request.rejected.is_empty() => break,
                 PlacementVerdict::Refuse(why) => {
                     return Err(refusal(&request, inventory, &advice.by, why, &self.why_not(order)));
                 }
