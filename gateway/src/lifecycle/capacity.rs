@@ -91,7 +91,9 @@ impl Gateway {
         let limits = self.limits(&version, average.min(size));
         let most: u64 = limits.iter().map(|limit| limit.clones).fold(0, u64::saturating_add);
         let free = limits.iter().map(|limit| limit.free_bytes).fold(0, u64::saturating_add);
-        let first = limits.iter().min_by_key(|limit| limit.clones);
+        // One that takes none at all binds nobody, unless there are no others.
+        let some = limits.iter().filter(|limit| limit.clones > 0).min_by_key(|limit| limit.clones);
+        let first = some.or_else(|| limits.first());
         let binds = match first {
             None => "no datastore takes linked clones".to_owned(),
             Some(first) if most < clones => {
