@@ -1,5 +1,7 @@
 //! The real gateway is killed under NBD: what a machine that comes back is told, and what one that starts finds.
 
+use std::io::{Read, Write};
+
 use clonegate::nbd::client::{Connection, Wish};
 use clonegate_core::nbd::{Command, Style, errno};
 use clonegate_tests::Gateway;
@@ -93,4 +95,40 @@ async fn an_orderly_restart_loses_nothing_and_power_on_says_that_a_machine_begin
     assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, errno::EIO);
     gateway.cli_ok(&["clone", "power", "on", "desk"]);
     assert_eq!(call(&mut disk, Command::Flush, 0, &[]).await, 0);
+}
+
+fn metrics(gateway: &Gateway) -> String {
+    let mut stream = std::net::TcpStream::connect(gateway.http()).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nbd_server_is_seen_at_metrics() {
+    let gateway = up(&[]);
+    let mut disk = open(&gateway).await;
+    assert_eq!(call(&mut disk, Command::Write, AT, &[1; 4096]).await, 0);
+    assert_eq!(call(&mut disk, Command::Read, AT, &[]).await, 0);
+    assert_ne!(call(&mut disk, Command::Read, 1 << 50, &[]).await, 0, "past the end");
+    let wanted = [
+        "clonegate_nbd_connections_opened_total 1",
+        "clonegate_nbd_connections 1",
+        "clonegate_nbd_connections_lost_total 0",
+        "clonegate_nbd_requests_total 3",
+        "clonegate_nbd_errors_total 1",
+        "clonegate_nbd_read_bytes_total 4096",
+        "clonegate_nbd_written_bytes_total 4096",
+    ];
+    let mut text = String::new();
+    // A connection tells what it counted when it has nothing else to do.
+    for _ in 0..100 {
+        text = metrics(&gateway);
+        if wanted.iter().all(|line| text.lines().any(|have| have == *line)) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{}", text.lines().filter(|line| line.contains("nbd")).collect::<Vec<_>>().join("\n"));
 }

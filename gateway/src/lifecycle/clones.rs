@@ -253,6 +253,7 @@ impl Gateway {
 
     /// Removes what a clone without a name has left, in the background. What a crash leaves is found by `fsck`.
     fn remove_later(&self, clone: CloneEntry) {
+        self.engine.forget(clone.record.id);
         let Ok(datastore) = self.datastores.get(&clone.datastore) else { return };
         self.handle.spawn(async move {
             if let Err(error) = super::removal::remove(&datastore, &clone.record).await {

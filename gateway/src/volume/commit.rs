@@ -326,6 +326,9 @@ impl Committer {
             state.sealed.clear(start, start + u64::from(extent.blocks), done.newest);
         }
         self.core.publish(&state);
+        while state.unjournaled.front().is_some_and(|batch| batch.number <= done.upto) {
+            state.unjournaled.pop_front();
+        }
         self.core.progress.set_durable(done.upto);
         self.core.note_settled(&mut state);
         drop(state);

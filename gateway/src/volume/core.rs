@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::base::{BaseProvider, BaseRead};
 use super::commit::Command;
 use crate::delta::dirty::Dirty;
-use crate::delta::journal::Submission;
+use crate::delta::journal::{Journal, Submission};
 use crate::delta::state::LogState;
 use crate::delta::unsettled::Mark;
 use crate::delta::{BUDGET_UNIT, Engine, Registration};
@@ -46,6 +46,15 @@ pub(super) struct Batch {
     pub(super) permits: Vec<OwnedSemaphorePermit>,
 }
 
+/// A batch that may have to go to the journal.
+#[derive(Debug)]
+pub(super) struct Unjournaled {
+    pub(super) number: u64,
+    change: u64,
+    time_ms: u64,
+    runs: Vec<Run>,
+}
+
 /// What the lock of a volume guards.
 #[derive(Debug)]
 pub(super) struct State {
@@ -62,6 +71,8 @@ pub(super) struct State {
     pub(super) sealed: Dirty,
     pub(super) queue: VecDeque<Batch>,
     pub(super) queue_bytes: u64,
+    /// Batches that are neither in the journal nor in the store, oldest first; empty when there is no journal.
+    pub(super) unjournaled: VecDeque<Unjournaled>,
     /// The number that the open batch will have.
     pub(super) next_batch: u64,
     pub(super) version: Version,
@@ -202,22 +213,37 @@ impl Core {
         }
     }
 
-    /// Closes the open batch, and hands it to the journal when the mode has one.
-    pub(super) fn seal(self: &Arc<Self>, state: &mut State) {
-        if state.seal().is_none() || self.mode != Durability::Local {
+    /// Closes the open batch. It goes to the store; to the journal only when a flush asks before it is there, for what nobody
+    /// flushes would be written twice for nothing.
+    pub(super) fn seal(&self, state: &mut State) {
+        if state.seal().is_none() || self.mode != Durability::Local || self.engine.journal.is_none() {
             return;
         }
-        let (Some(journal), Some(batch)) = (&self.engine.journal, state.queue.back()) else { return };
+        let Some(Batch { number, change, time_ms, runs, .. }) = state.queue.back() else { return };
+        let noted = Unjournaled { number: *number, change: *change, time_ms: *time_ms, runs: runs.clone() };
+        state.unjournaled.push_back(noted);
+    }
+
+    /// Hands what is closed, and neither in the store nor in the journal, to the journal.
+    fn journal(self: &Arc<Self>, state: &mut State) {
+        let Some(journal) = &self.engine.journal else { return };
+        let epoch = state.log.at.map_or(Epoch(0), |at| at.epoch);
+        // Under the state's lock, so that batches come to the journal in their order.
+        for batch in state.unjournaled.drain(..) {
+            self.submit(journal, epoch, batch);
+        }
+    }
+
+    fn submit(self: &Arc<Self>, journal: &Journal, epoch: Epoch, batch: Unjournaled) {
         let core = Arc::clone(self);
         let number = batch.number;
-        // Under the state's lock, so that batches come to the journal in their order.
         journal.submit(Submission {
             clone: self.record.id,
-            epoch: state.log.at.map_or(Epoch(0), |at| at.epoch),
+            epoch,
             number,
             change: batch.change,
             time_ms: batch.time_ms,
-            runs: batch.runs.clone(),
+            runs: batch.runs,
             done: Box::new(move |done| match done {
                 Ok(()) => core.progress.set_journaled(number),
                 // The journal cannot promise it, so the store has to.
@@ -251,6 +277,7 @@ impl Core {
                         Role::Reader => return Ok(()),
                         Role::Owner => self.seal(&mut state),
                     }
+                    self.journal(&mut state);
                     state.newest_batch()
                 };
                 self.progress.reached(newest, true).await?;
@@ -304,6 +331,7 @@ impl Core {
         state.role = Role::Dead(error.clone());
         state.open_permits.clear();
         state.queue.clear();
+        state.unjournaled.clear();
         state.queue_bytes = 0;
         self.publish(&state);
         drop(state);

@@ -155,6 +155,7 @@ impl Volume {
             sealed: Dirty::default(),
             queue: VecDeque::new(),
             queue_bytes: 0,
+            unjournaled: VecDeque::new(),
             next_batch: 1,
             seen: own::seen(&listing),
             mark: Mark::default(),

@@ -162,6 +162,7 @@ impl Committer {
         state.open.take();
         state.sealed.take();
         state.queue.clear();
+        state.unjournaled.clear();
         state.queue_bytes = 0;
         state.open_bytes = 0;
         state.open_since = None;
