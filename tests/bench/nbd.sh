@@ -127,8 +127,9 @@ try:
         fill = ["fio", "--name=w", "--thread", "--ioengine=nbd", f"--uri={uri}", "--rw=read", "--bs=256k", "--iodepth=4", f"--size={options.mib}m"]
         subprocess.run(fill, capture_output=True, timeout=300, check=True)
     works = [work for work in WORKS if not options.work or any(part in work for part in options.work.split(","))]
-    for number in range(options.rounds):
-        for work in works:
+    # All rounds of one work, then the next; writes come last, so that reads are of what was never written.
+    for work in works:
+        for number in range(options.rounds):
             for name, uri, pids, _ in running:
                 uris = [uri]
                 if work == MANY:

@@ -54,7 +54,20 @@ fn a_machine_that_installs_survives_a_gateway_that_is_killed_under_it() {
     let script = tree::root().join("examples/nbd/qemu.sh").display().to_string();
     let mut machine = LiveMachine::start(
         Path::new("sh"),
-        &[&script, &host, &port, "pc", "-m", "512", "-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet panic=1"],
+        &[
+            &script,
+            &host,
+            &port,
+            "pc",
+            "-m",
+            "512",
+            "-kernel",
+            &kernel,
+            "-initrd",
+            &initrd,
+            "-append",
+            "console=ttyS0 quiet panic=1",
+        ],
     );
     let failed = |machine: &LiveMachine| machine.serial().contains("INSTALL-FAIL");
     let mut resets = 0;
@@ -80,7 +93,11 @@ fn a_machine_that_installs_survives_a_gateway_that_is_killed_under_it() {
     let serial = machine.serial();
     assert!(serial.contains("packages=30"), "{serial}");
     machine.until(PATIENCE, |m| m.serial().contains("INSTALL-OK"));
-    assert_eq!(serial.matches("INSTALL-START").count(), resets + 1, "a machine that was told nothing went on:\n{serial}");
+    assert_eq!(
+        serial.matches("INSTALL-START").count(),
+        resets + 1,
+        "a machine that was told nothing went on:\n{serial}"
+    );
     println!("3 kills, {resets} resets");
     while !machine.ended() {
         std::thread::sleep(Duration::from_millis(100));
