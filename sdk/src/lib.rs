@@ -25,6 +25,8 @@
 //! `clonegate plugin new NAME` writes such a crate; [`testing`] tests it natively, with made-up and with recorded questions;
 //! `cargo build --release --target wasm32-unknown-unknown` and `clonegate plugin pack` make the component.
 
+#[cfg(all(target_arch = "wasm32", feature = "allocator"))]
+mod allocator;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 #[allow(missing_docs, unreachable_pub, missing_debug_implementations, reason = "generated from wit/")]
@@ -42,7 +44,7 @@ pub use decide::{Decision, Placement, Reset, Rollover, cannot_decide, choose, re
 #[doc(hidden)]
 pub use export::__leave;
 #[doc(hidden)]
-pub use settings::{__bounds, __from_json, __in_range, __object, __object_schema, __text};
+pub use settings::{__bounds, __from_json, __in_range, __object, __object_schema, __own_range, __text};
 pub use settings::{Problem, Setting, Settings};
 
 /// What a plugin imports: `use clonegate_policy::prelude::*;`.

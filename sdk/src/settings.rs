@@ -202,6 +202,8 @@ macro_rules! settings {
                         if let Some(value) = <$ty as $crate::Setting>::read(value, &path, problems) {
                             $($crate::__in_range(&value, &$range, &path, problems);)?
                             settings.$field = value;
+                        } else {
+                            $($crate::__own_range(&$range, problems);)?
                         }
                     }
                 )*
@@ -288,6 +290,14 @@ pub fn __in_range<T: PartialOrd + std::fmt::Display>(
     }
 }
 
+/// A number that its type cannot hold is outside the setting's own range, which is the one to name.
+#[doc(hidden)]
+pub fn __own_range<T: std::fmt::Display>(range: &std::ops::RangeInclusive<T>, problems: &mut [Problem]) {
+    if let Some(last) = problems.last_mut().filter(|p| p.message.starts_with("must be from ")) {
+        last.message = format!("must be from {} to {}", range.start(), range.end());
+    }
+}
+
 #[doc(hidden)]
 pub fn __text(lines: &[&str]) -> Value {
     lines.concat().trim().into()
@@ -347,6 +357,9 @@ mod tests {
                 "$.waves[1].after_hours: must be from 0 to 720, not 800",
             ]
         );
+        let far = problems(r#"{"waves": [{"after_hours": 5000000000}, {"after_hours": -1}]}"#);
+        let says = |n: u32| format!("$.waves[{n}].after_hours: must be from 0 to 720");
+        assert_eq!(far, [says(0), says(1)], "the range of the setting, not of its type");
         assert_eq!(problems("[]"), ["$: expected an object, found a list"]);
         assert_eq!(problems(r#"{"waves": [{}, {}, {}]}"#), ["$.waves: at most 2"]);
         assert_eq!(problems("{"), ["$: not JSON: EOF while parsing an object at line 1 column 1"]);

@@ -18,7 +18,10 @@ impl Placement for BaseAffinity {
         let full = |b: &Base| u64::from(b.deltas) * 100 >= u64::from(b.delta_limit) * u64::from(self.full_percent);
         let mut bases: Vec<_> = inventory.ready_bases(ask).collect();
         // Those that take the whole order first, of these the fullest: it stays warm, and others stay empty.
-        bases.sort_by_key(|b| (b.room() < ask.count, std::cmp::Reverse(b.deltas), b.id.clone()));
+        bases.sort_by(|a, b| {
+            let part = (a.room() < ask.count).cmp(&(b.room() < ask.count));
+            part.then(b.deltas.cmp(&a.deltas)).then_with(|| a.id.cmp(&b.id))
+        });
         let all_full = bases.iter().all(|b| full(b));
         if !all_full && ask.count < self.new_base_from {
             return Ok(choose(
@@ -26,7 +29,7 @@ impl Placement for BaseAffinity {
             ));
         }
         let mut roomy: Vec<_> = inventory.roomy_datastores(ask).collect();
-        roomy.sort_by_key(|d| (std::cmp::Reverse(d.headroom()), d.id.clone()));
+        roomy.sort_by(|a, b| b.headroom().cmp(&a.headroom()).then_with(|| a.id.cmp(&b.id)));
         let fitting = bases.iter().filter(|b| b.room() >= ask.count);
         let new = roomy.iter().take(3).map(|d| d.because(format!("a base for {} clones", ask.count)));
         let rest = bases.iter().filter(|b| b.room() < ask.count);

@@ -15,8 +15,7 @@ settings! {
 
 impl Defaults {
     fn room(&self, datastore: &Datastore) -> u64 {
-        let kept = u128::from(datastore.capacity) * u128::from(self.headroom_percent) / 100;
-        datastore.headroom().saturating_sub(u64::try_from(kept).unwrap_or(u64::MAX))
+        datastore.headroom().saturating_sub(share(datastore.capacity, self.headroom_percent))
     }
 
     fn has_room(&self, datastore: &Datastore, ask: &PlacementRequest) -> bool {
@@ -24,11 +23,18 @@ impl Defaults {
     }
 }
 
+/// So many percent of bytes, rounded down; in 64 bits, since a policy that multiplies in 128 spends its time on that.
+fn share(bytes: u64, percent: u8) -> u64 {
+    let percent = u64::from(percent);
+    bytes / 100 * percent + bytes % 100 * percent / 100
+}
+
 impl Placement for Defaults {
     fn place(&self, _: &Context, ask: &PlacementRequest, inventory: &Inventory) -> Decision<PlacementVerdict> {
         let mut bases: Vec<_> = inventory
             .ready_bases(ask)
-            .filter(|b| inventory.datastore(&b.datastore).is_some_and(|d| self.has_room(d, ask)))
+            // With nothing kept free, what is ready has room.
+            .filter(|b| self.headroom_percent == 0 || inventory.datastore(&b.datastore).is_some_and(|d| self.has_room(d, ask)))
             .collect();
         bases.sort_by(|a, b| b.deltas.cmp(&a.deltas).then_with(|| a.id.cmp(&b.id)));
         let mut stores: Vec<_> = inventory.roomy_datastores(ask).filter(|d| self.has_room(d, ask)).collect();

@@ -25,8 +25,9 @@ impl TenantTier {
     }
 
     fn has_room(&self, datastore: &Datastore, ask: &PlacementRequest) -> bool {
-        let kept = u128::from(datastore.capacity) * u128::from(self.keep_percent) / 100;
-        datastore.takes(ask) && u128::from(datastore.headroom()) >= kept + u128::from(ask.expected_delta)
+        let percent = u64::from(self.keep_percent);
+        let kept = datastore.capacity / 100 * percent + datastore.capacity % 100 * percent / 100;
+        datastore.takes(ask) && datastore.headroom() >= kept.saturating_add(ask.expected_delta)
     }
 }
 
@@ -39,7 +40,7 @@ impl Placement for TenantTier {
         }
         let mut stores: Vec<_> =
             inventory.datastores.iter().filter(|d| self.permits(d, ask) && self.has_room(d, ask)).collect();
-        stores.sort_by_key(|d| (std::cmp::Reverse(d.headroom()), d.id.clone()));
+        stores.sort_by(|a, b| b.headroom().cmp(&a.headroom()).then_with(|| a.id.cmp(&b.id)));
         let reason = |d: &Datastore| format!("{who}, {tier}, {} GiB of headroom", d.headroom() >> 30);
         let ready: Vec<&Base> = inventory.ready_bases(ask).collect();
         let bases = stores.iter().flat_map(|d| {
