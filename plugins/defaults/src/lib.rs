@@ -34,7 +34,9 @@ impl Placement for Defaults {
         let mut bases: Vec<_> = inventory
             .ready_bases(ask)
             // With nothing kept free, what is ready has room.
-            .filter(|b| self.headroom_percent == 0 || inventory.datastore(&b.datastore).is_some_and(|d| self.has_room(d, ask)))
+            .filter(|b| {
+                self.headroom_percent == 0 || inventory.datastore(&b.datastore).is_some_and(|d| self.has_room(d, ask))
+            })
             .collect();
         bases.sort_by(|a, b| b.deltas.cmp(&a.deltas).then_with(|| a.id.cmp(&b.id)));
         let mut stores: Vec<_> = inventory.roomy_datastores(ask).filter(|d| self.has_room(d, ask)).collect();
