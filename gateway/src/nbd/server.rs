@@ -338,6 +338,13 @@ async fn transmit<S: Socket>(io: S, session: Box<handshake::Session>, shared: Ar
     let name = session.device.info().name.clone();
     let style = session.rules.style;
     tracing::info!(export = name, client, ?style, "NBD attached");
+    if session.device.is_torn() {
+        tracing::warn!(
+            export = name,
+            client,
+            "accepted writes were lost: it may write again when its machine begins anew"
+        );
+    }
     let mut transmission = Transmission::new(io, *session, Arc::clone(&shared));
     let how = transmission.run().await;
     let (attachment, io) = transmission.finish();
