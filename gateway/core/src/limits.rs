@@ -78,3 +78,7 @@ pub const JOB_KEPT_MS: u64 = 14 * 24 * 3_600_000;
 pub const JOB_TEXT_BYTES_MAX: usize = 1024 * 1024;
 /// Jobs that one gateway does at once; more wait.
 pub const JOBS_AT_ONCE: usize = 4;
+/// Labels of one clone. More are refused: each is in every question to a policy.
+pub const LABELS_MAX: usize = 64;
+/// Bytes of one label, key and value. A longer one is refused.
+pub const LABEL_BYTES_MAX: usize = 2048;

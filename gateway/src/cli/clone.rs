@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{
-    CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, ResetRulesView,
+    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, ResetRulesView,
     SnapshotView, ToTemplate, Touched,
 };
 
@@ -109,6 +109,21 @@ pub(super) enum Verb {
     Release {
         /// Its name or id
         clone: String,
+    },
+    /// Set and remove labels of a clone: which machine boots from it and how, and what policies see
+    #[command(
+        after_help = "Examples:\n  clonegate clone label pc-07 boot.mac=52:54:00:12:34:56\n  clonegate clone label pc-07 boot.kernel=/vmlinuz --remove boot.args"
+    )]
+    Label {
+        /// Its name or id
+        clone: String,
+        /// Labels that it gets, KEY=VALUE
+        labels: Vec<String>,
+        /// Key of a label that goes; may be given again
+        #[arg(long, value_name = "KEY")]
+        remove: Vec<String>,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Say whether what a clone writes is meant to last, and when it is dropped besides
     #[command(
@@ -343,6 +358,13 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             let body = serde_json::json!({ "lifetime": LifetimeView::from(lifetime), "reset": rules });
             let done: Touched = client.post(&path, &[], &body).await?;
             touched("changed", &done, session);
+            Ok(())
+        }
+        Verb::Label { clone, labels, remove, dry_run } => {
+            let path = format!("clones/{}/labels", session.segment(&clone));
+            let change = ChangeLabels { set: self::labels(&labels)?, remove };
+            let done: Touched = client.post(&path, &dry_run.query(), &change).await?;
+            touched("labelled", &done, session);
             Ok(())
         }
         Verb::Restore { clone, name, dry_run } => {

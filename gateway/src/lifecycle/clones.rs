@@ -13,6 +13,7 @@ use clonegate_core::ids::{CloneId, Name};
 use clonegate_core::{Error, ErrorKind, Result};
 
 use super::gateway::Gateway;
+use super::labels::check_labels;
 use super::names;
 use super::placement::{Claimed, Order};
 use super::views::{CloneView, CreateClones, CreatedClones, ListQuery, Page, Touched, from_labels, page, to_labels};
@@ -33,6 +34,7 @@ impl Gateway {
         dry_run: bool,
     ) -> Result<CreatedClones> {
         let names = names::expand(&request.name, request.count, request.first)?;
+        check_labels(&request.labels)?;
         let template = Name::new(request.template.as_str())?;
         let version = self.version_for_clones(&template, request.version).await?;
         let order = Order {

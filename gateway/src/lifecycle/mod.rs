@@ -11,6 +11,7 @@ mod edges;
 mod fsck;
 mod gateway;
 mod jobs;
+mod labels;
 mod machines;
 mod names;
 mod open;

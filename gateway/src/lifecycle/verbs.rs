@@ -7,7 +7,7 @@ use clonegate_core::advice::Lifetime;
 
 use super::gateway::Gateway;
 use super::views::{
-    AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangePool, CloneView,
+    AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels, ChangePool, CloneView,
     CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport, ImportTemplate, JobView,
     ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome, ReferenceTemplate, ResetRulesView, RolloutAction,
     SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
@@ -127,6 +127,11 @@ verbs! {
     /// # Errors
     /// `NotFound`.
     show_clone => do_show_clone(clone: String) -> CloneView;
+    /// Sets and removes labels of a clone; the others stay.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` with code `bad-label`.
+    change_labels => do_change_labels(clone: String, change: ChangeLabels, dry_run: bool) -> Touched;
     /// Deletes a clone with all that it has written.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ mod files;
 mod fsck;
 mod idempotency;
 mod jobs;
+mod labels;
 mod machines;
 mod pools;
 mod request;
@@ -93,6 +94,7 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(cache::routes())
         .merge(fsck::routes())
         .merge(machines::routes())
+        .merge(labels::routes())
         .merge(data_disks::routes())
         .merge(jobs::routes())
         .merge(pools::routes())

@@ -1,6 +1,7 @@
 //! What the control interface takes and gives, as JSON: the same types for REST, the OpenAPI document and the command line.
 
 mod jobs;
+mod labels;
 mod operations;
 mod pools;
 
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 pub use jobs::*;
+pub use labels::*;
 pub use operations::*;
 pub use pools::*;
 
