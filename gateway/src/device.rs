@@ -20,6 +20,13 @@ pub struct Version {
     pub change: u64,
 }
 
+/// As in entity tags and in the `version` of URLs.
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.life, self.change)
+    }
+}
+
 /// Where bytes of a device come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {

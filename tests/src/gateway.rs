@@ -65,10 +65,18 @@ impl Gateway {
     /// # Panics
     /// With what it printed, when it ends or does not answer in time.
     pub fn up_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::up_at(free_address(), free_address(), arguments, variables)
+    }
+
+    /// The same, at these addresses.
+    ///
+    /// # Panics
+    /// With what it printed, when it ends or does not answer in time.
+    pub fn up_at(http: SocketAddr, nbd: SocketAddr, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("clonegate-test-").tempdir().expect("a temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let variables = variables.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let mut gateway = Self { dir, arguments, variables, http: free_address(), nbd: free_address(), child: None };
+        let mut gateway = Self { dir, arguments, variables, http, nbd, child: None };
         gateway.start();
         gateway
     }
@@ -210,6 +218,18 @@ impl Drop for Gateway {
             drop(child.kill());
             drop(child.wait());
         }
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not come to hold.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "it did not happen that {what}");
+        thread::sleep(Duration::from_millis(100));
     }
 }
 

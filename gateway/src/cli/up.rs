@@ -141,12 +141,15 @@ fn config(up: &Up, data: &Path) -> Result<Config> {
             .map(|url| url.to_string().trim_end_matches('/').to_owned())
             .map_err(|()| Error::invalid("bad-data-directory", "its path makes no URL").on(data.display().to_string()))
     };
+    let environment = crate::config::load(None)?;
     let mut config = Config {
         home: crate::config::Home(StoreConfig::new(url("home")?)),
         datastore: vec![Datastore::new("local", url("store")?)],
         sources: up.sources.clone(),
-        // Policies have no flags of their own: CLONEGATE_POLICY_… says which are asked.
-        policy: crate::config::load(None)?.policy,
+        // These have no flags of their own: CLONEGATE_POLICY_…, CLONEGATE_BOOT_… and CLONEGATE_CLONES_… say what is wanted.
+        policy: environment.policy,
+        boot: environment.boot,
+        clones: environment.clones,
         ..Config::default()
     };
     config.journal.path = data.join("journal");

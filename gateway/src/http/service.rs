@@ -13,7 +13,7 @@ use clonegate_core::Error;
 use clonegate_core::format::sparse::MEDIA_TYPE;
 use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
 use futures::future::BoxFuture;
-use http::{Request, Response, Version, header};
+use http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use tokio::runtime::Handle;
@@ -53,8 +53,9 @@ impl Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
         self.watch.begin();
+        pin(&mut request);
         let answer = if host_is_right(&request) {
             disk::at_once(&self.shared, &self.watch, request)
         } else {
@@ -68,6 +69,19 @@ impl Service<Request<Incoming>> for Requests {
                 Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), self.peer, request)))
             }
         }
+    }
+}
+
+/// The version in the URL of a disk is the `If-Match` of a client that cannot send one: boot loaders read a disk by many requests, and
+/// must not get bytes of two states of it.
+fn pin<B>(request: &mut Request<B>) {
+    let Some(query) = request.uri().query() else { return };
+    let Some(version) = query.split('&').find_map(|pair| pair.strip_prefix("version=")) else { return };
+    if DiskRoute::parse(request.uri().path()).is_some() {
+        // What cannot be a version is none that there is.
+        let right = version.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        let tag = HeaderValue::try_from(format!("\"{}\"", if right { version } else { "" }));
+        request.headers_mut().insert(header::IF_MATCH, tag.unwrap_or(HeaderValue::from_static("\"\"")));
     }
 }
 
@@ -166,5 +180,27 @@ impl Future for Answer {
             Self::Now(response) => response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response))),
             Self::Later(future) => future.as_mut().poll(cx).map(Ok),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_in_the_url_of_a_disk_is_a_precondition() {
+        let check = |uri: &str, expect: Option<&str>| {
+            let mut request = Request::get(uri).body(()).unwrap();
+            pin(&mut request);
+            let tag = request.headers().get(header::IF_MATCH).map(|value| value.to_str().unwrap());
+            assert_eq!(tag, expect, "{uri}");
+        };
+        check("/v1/clones/pc/disk?version=1f-2", Some("\"1f-2\""));
+        check("/v1/clones/pc/disk.img?a=b&version=1f-2", Some("\"1f-2\""));
+        check("/v1/clones/pc/disk?version=*", Some("\"\""));
+        check("/v1/clones/pc/disk?version=", Some("\"\""));
+        check("/v1/clones/pc/disk?versions=1", None);
+        check("/v1/clones/pc/disk", None);
+        check("/v1/clones/pc?version=1f-2", None);
     }
 }

@@ -13,17 +13,19 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::control::answer::{Query, Refusal};
 use crate::clock::Clock;
+use crate::exports::{ExportName, Exports};
+use crate::files::{self, Found, Place};
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::ListQuery;
+use crate::lifecycle::views::{CloneView, ListQuery};
 use machine::{Directory, Facts};
-use script::Address;
+use script::{Address, INITRD_LABEL, KERNEL_LABEL};
 pub use settings::{BootSettings, Unknown};
 
 /// Clones in a menu.
@@ -51,18 +53,52 @@ impl Boot {
 
     async fn script_of_clone(&self, name: &str, address: &Address) -> Result<String> {
         let clone = self.0.directory.gateway().show_clone(name).await?;
-        script::of_clone(&clone, address, self.0.settings.script.as_deref())
+        self.script_of(&clone, address).await
+    }
+
+    /// The script of a clone as it is now; when what it is to load is not there, one that says so.
+    async fn script_of(&self, clone: &CloneView, address: &Address) -> Result<String> {
+        let device = self.0.directory.gateway().open(ExportName::Clone(clone.id.parse()?)).await?;
+        let (version, _) = device.version();
+        for label in [KERNEL_LABEL, INITRD_LABEL] {
+            let path = script::path(&clone.labels, label)?;
+            if path.is_empty() {
+                continue;
+            }
+            let found = files::open(Arc::clone(&device), Place::Any, path).await;
+            let problem = match found {
+                Ok(Found::File(_)) => continue,
+                Ok(Found::Directory(_)) => "it is a directory".to_owned(),
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                Err(error) => error.message().to_owned(),
+            };
+            let what = format!("{} has no file {path}: {problem}.", clone.name);
+            return Ok(script::refuse(&[&what, &format!("Its label {label} is wrong, or its image.")]));
+        }
+        script::of_clone(clone, version, address, self.0.settings.script.as_deref())
     }
 
     /// The script of a machine: of its clone, or what unknown machines get.
     async fn script_of_machine(&self, facts: &Facts, address: &Address) -> Result<String> {
         let Inner { settings, directory } = &*self.0;
-        let found = match directory.find(facts).await? {
-            Some(clone) => Ok(Some(clone)),
-            None => directory.assign(facts, &settings.unknown).await,
+        let found = match directory.find(facts).await {
+            Ok(None) => directory.assign(facts, &settings.unknown).await,
+            found => found,
         };
         match found {
-            Ok(Some(clone)) => script::of_clone(&clone, address, settings.script.as_deref()),
+            Ok(Some(clone)) => match self.script_of(&clone, address).await {
+                // Deleted since the directory was read.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let gone = format!("{} is gone: {}.", clone.name, error.message());
+                    Ok(script::later(&[&gone, "Asking again in 20 seconds."], address))
+                }
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    let away = format!("{} cannot be read now: {}.", clone.name, error.message());
+                    Ok(script::later(&[&away, "Trying again in 20 seconds."], address))
+                }
+                script => script,
+            },
+            Err(error) if error.kind() == ErrorKind::Invalid => Err(error),
             Ok(None) if settings.unknown == Unknown::Menu => {
                 let query = ListQuery { limit: Some(MENU_MAX), cursor: None };
                 let page = directory.gateway().list_clones(query).await?;

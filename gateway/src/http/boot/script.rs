@@ -2,31 +2,53 @@
 
 use clonegate_core::{Error, Result};
 
+use crate::device::Version;
 use crate::lifecycle::views::{CloneView, Labels};
 
+/// Labels of the files that a clone is booted from.
+pub(super) const KERNEL_LABEL: &str = "boot.kernel";
+pub(super) const INITRD_LABEL: &str = "boot.initrd";
+
 /// Blanks of a template, as they are written there: `{clone}`.
-const BLANKS: &[&str] = &["clone", "base_url", "disk_url", "files_url", "nbd", "kernel", "initrd", "args"];
+const BLANKS: &[&str] = &["clone", "base_url", "disk_url", "files_url", "version", "nbd", "kernel", "initrd", "args"];
 
 /// Boots the clone's disk. iPXE's own drive is gone when an operating system has started; what goes on from there is in
-/// `docs/boot.md`.
+/// `docs/boot.md`. All is read of one version of the clone: iPXE sends no precondition, so the
+/// version stands in the URL, and a clone that is reset meanwhile is an error and no mixture. A gateway that is started anew
+/// meanwhile costs a pause: iPXE itself asks again for a block of the disk, and what it gives up on is tried from the beginning.
 const SANBOOT: &str = "#!ipxe
+isset ${tries} || set tries:int32 0
+:again
 echo clonegate: starting {clone}
-sanboot --drive 0x80 {disk_url} || goto failed
+sanboot --drive 0x80 {disk_url}?version={version} || goto failed
 :failed
 echo clonegate: {clone} did not start from {disk_url}
+inc tries
+iseq ${tries} 5 && goto enough ||
+echo clonegate: trying again in 10 seconds
 sleep 10
+chain --replace {base_url}/boot/{clone}.ipxe || goto again
+:enough
 exit 1
 ";
 
 /// Loads kernel and initrd out of the clone: fewer requests than the disk, and the kernel can be told where its disk is.
 const KERNEL: &str = "#!ipxe
+isset ${tries} || set tries:int32 0
+:again
 echo clonegate: starting the kernel of {clone}
-kernel {files_url}{kernel} initrd=initrd {args} || goto failed
-initrd --name initrd {files_url}{initrd} || goto failed
+kernel {files_url}{kernel}?version={version} initrd=initrd {args} || goto failed
+initrd --name initrd {files_url}{initrd}?version={version} || goto failed
 boot || goto failed
 :failed
 echo clonegate: {clone} did not start from {files_url}{kernel}
+inc tries
+iseq ${tries} 5 && goto enough ||
+echo clonegate: trying again in 10 seconds
+imgfree
 sleep 10
+chain --replace {base_url}/boot/{clone}.ipxe || goto again
+:enough
 exit 1
 ";
 
@@ -63,9 +85,15 @@ impl Address {
 ///
 /// # Errors
 /// `Invalid` with code `bad-boot-label` when a label cannot stand in a script; those of [`render`].
-pub(super) fn of_clone(clone: &CloneView, address: &Address, template: Option<&str>) -> Result<String> {
-    let kernel = path(&clone.labels, "boot.kernel")?;
-    let initrd = path(&clone.labels, "boot.initrd")?;
+pub(super) fn of_clone(
+    clone: &CloneView,
+    version: Version,
+    address: &Address,
+    template: Option<&str>,
+) -> Result<String> {
+    let kernel = path(&clone.labels, KERNEL_LABEL)?;
+    let initrd = path(&clone.labels, INITRD_LABEL)?;
+    let version = version.to_string();
     let name = clone.name.as_str();
     let base_url = address.base_url.as_str();
     let nbd = address.nbd.as_ref().map(|address| format!("{address}/{name}")).unwrap_or_default();
@@ -76,6 +104,7 @@ pub(super) fn of_clone(clone: &CloneView, address: &Address, template: Option<&s
         ("base_url", base_url),
         ("disk_url", &disk_url),
         ("files_url", &files_url),
+        ("version", &version),
         ("nbd", &nbd),
         ("kernel", kernel),
         ("initrd", initrd),
@@ -124,7 +153,7 @@ fn text<'a>(labels: &'a Labels, name: &str) -> Result<&'a str> {
 }
 
 /// A label that is a path in the volume.
-fn path<'a>(labels: &'a Labels, name: &str) -> Result<&'a str> {
+pub(super) fn path<'a>(labels: &'a Labels, name: &str) -> Result<&'a str> {
     let value = text(labels, name)?;
     let right = |c: char| c.is_ascii_alphanumeric() || "/._-+~@".contains(c);
     if value.is_empty() || (value.starts_with('/') && value.chars().all(right)) {
@@ -145,6 +174,13 @@ pub(super) fn refuse(lines: &[&str]) -> String {
     let echo = |line: &&str| format!("echo clonegate: {}\n", line.replace(|c: char| c.is_control() || c == '$', " "));
     let text: String = lines.iter().map(echo).collect();
     format!("#!ipxe\n{text}sleep 20\nexit 1\n")
+}
+
+/// A text on the screen of a machine whose clone cannot be had just now, which then asks again, for as long as it takes.
+pub(super) fn later(lines: &[&str], address: &Address) -> String {
+    let refused = refuse(lines);
+    let text = refused.strip_suffix("exit 1\n").unwrap_or(&refused);
+    format!("{text}chain --replace {}/boot.ipxe || exit 1\n", address.base_url)
 }
 
 /// A menu of clones.
@@ -200,6 +236,8 @@ mod tests {
     #[test]
     fn the_scripts_begin_as_ipxe_wants() {
         let scripts = [ask_again(&address()), refuse(&["no $clone\nhere"]), menu(["a", "b"].into_iter(), &address())];
+        let later = later(&["the store is away."], &address());
+        assert!(later.contains("echo clonegate: the store is away.\nsleep 20\nchain "), "{later}");
         for script in &scripts {
             assert!(script.starts_with("#!ipxe\n"), "{script}");
         }

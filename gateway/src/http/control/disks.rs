@@ -9,6 +9,7 @@ use crate::http::problem::Problem;
     get, path = "/v1/clones/{clone}/disk", tag = "disks",
     params(
         ("clone" = String, Path, description = "Name or id"),
+        ("version" = Option<String>, Query, description = "As If-Match with this entity tag, which stands here without its quotes"),
         ("Range" = Option<String>, Header, description = "Up to 16 byte ranges"),
         ("If-Range" = Option<String>, Header, description = "Honour Range only for this entity tag or date")
     ),
@@ -28,6 +29,7 @@ pub(super) fn clone_disk_get() {}
     head, path = "/v1/clones/{clone}/disk", tag = "disks",
     params(
         ("clone" = String, Path, description = "Name or id"),
+        ("version" = Option<String>, Query, description = "As If-Match with this entity tag, which stands here without its quotes"),
         ("Range" = Option<String>, Header, description = "Up to 16 byte ranges"),
         ("If-Range" = Option<String>, Header, description = "Honour Range only for this entity tag or date")
     ),

@@ -6,13 +6,13 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use clonegate_core::Result;
+use clonegate_core::{Error, Result};
 use http::{HeaderMap, Method};
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::Control;
-use super::answer::{Answer, Refusal};
+use super::answer::{Answer, Query, Refusal};
 use crate::device::Device;
 use crate::exports::{CloneRef, ExportName};
 use crate::files::{self, Found, NameView, PartitionView, Place};
@@ -48,6 +48,15 @@ pub(super) async fn partitions(State(control): State<Control>, Path(clone): Path
     Ok(Json(Partitions { items: files::partitions(device).await? }))
 }
 
+/// Which version is wanted.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pinned {
+    /// What the ETag of the clone's disk says: any other version is refused. For clients that cannot send `If-Match`.
+    #[serde(default)]
+    version: Option<String>,
+}
+
 /// A file in a clone's volume, or the names in a directory: ext2/3/4 and FAT.
 #[utoipa::path(
     get, path = "/v1/clones/{clone}/files/{partition}/{*path}", tag = "clones",
@@ -55,6 +64,7 @@ pub(super) async fn partitions(State(control): State<Control>, Path(clone): Path
         ("clone" = String, Path, description = "Name or id"),
         ("partition" = String, Path, description = "Number, file-system label, or - for the first that has the path"),
         ("path" = String, Path, description = "Path in that file system"),
+        Pinned,
     ),
     responses(
         (status = 200, body = [u8], description = "The file, or JSON with the names in a directory"),
@@ -64,6 +74,7 @@ pub(super) async fn partitions(State(control): State<Control>, Path(clone): Path
 pub(super) async fn file(
     State(control): State<Control>,
     Path((clone, partition, path)): Path<(String, String, String)>,
+    Query(query): Query<Pinned>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -72,10 +83,14 @@ pub(super) async fn file(
     match files::open(device, place, &path).await? {
         Found::Directory(items) => Ok(Json(Directory { items }).into_response()),
         Found::File(file) => {
-            let version = file.version;
+            let version = file.version.to_string();
+            if query.version.is_some_and(|pinned| pinned != version) {
+                let error = Error::conflict("precondition-failed", "the volume is not of the version that is asked for");
+                return Err(Refusal(error.on(clone).hint("it was written to or reset meanwhile: begin anew")));
+            }
             let download = Download {
                 size: file.size,
-                etag: format!("\"{:x}-{:x}-{:x}\"", version.life, version.change, file.size),
+                etag: format!("\"{version}-{:x}\"", file.size),
                 content_type: content_type(&path),
             };
             Ok(download.answer(&method, &headers, |range| Body::from_stream(file.stream(range))))

@@ -35,7 +35,7 @@ impl VersionHeaders {
             let date = httpdate::HttpDate::from(UNIX_EPOCH + Duration::from_secs(seconds));
             value(Bytes::from(date.to_string()))
         });
-        let etag = value(Bytes::from(format!("\"{:x}-{:x}\"", version.life, version.change)));
+        let etag = value(Bytes::from(format!("\"{version}\"")));
         Self { version, modified_ms, etag, last_modified }
     }
 
