@@ -12,6 +12,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
 use super::Session;
@@ -21,6 +22,8 @@ use crate::lifecycle::views::CloneView;
 
 /// Bytes of the serial line that are kept; the rest of a machine that talks without end is not looked at.
 const SERIAL_BYTES_MAX: usize = 4 << 20;
+/// Bytes of what QEMU itself says that are kept.
+const QEMU_WORDS_BYTES_MAX: u64 = 4096;
 /// How QEMU's user network calls this host.
 const HOST_OF_GUEST: &str = "10.0.2.2";
 const QEMU: &str = "qemu-system-x86_64";
@@ -287,11 +290,15 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
     })?;
     let begin = Instant::now();
     let mut serial = Serial::default();
-    let outcome = tokio::time::timeout(test.timeout, follow(test, &mut child, &mut serial, begin)).await;
-    let why = match outcome {
-        Ok(why) => why,
-        Err(_) => Some(format!("no success within {}", humantime::format_duration(test.timeout))),
+    let why = tokio::select! {
+        why = follow(test, &mut child, &mut serial, begin) => why,
+        () = tokio::time::sleep(test.timeout) => {
+            Some(format!("no success within {}", humantime::format_duration(test.timeout)))
+        }
+        stopped = stopped() => stopped.map(Some)?,
     };
+    // Whatever came of it, the machine does not outlive the test.
+    child.kill().await.map_err(|e| Error::unavailable("qemu-stays", "QEMU cannot be ended").because(e))?;
     if let Some(file) = &test.log {
         std::fs::write(file, &serial.raw).map_err(|e| {
             Error::unavailable("no-log", "the serial line cannot be written there")
@@ -311,6 +318,31 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
     })
 }
 
+/// Ctrl-C, or the request to end that a service manager or a job runner sends.
+async fn stopped() -> Result<String> {
+    let broken = |e| Error::internal("no-signals", "signals cannot be waited for").because(e);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok("it was interrupted".to_owned())
+}
+
+/// How QEMU ended, in its own words where it has any.
+async fn ended(child: &mut Child, said: &[u8]) -> String {
+    let how = match child.wait().await {
+        Ok(status) if status.success() => "the machine powered off".to_owned(),
+        Ok(status) => format!("QEMU ended ({status})"),
+        Err(e) => format!("QEMU ended ({e})"),
+    };
+    match String::from_utf8_lossy(said).trim() {
+        "" => how,
+        said => format!("{how}: {said}"),
+    }
+}
+
 /// Reads the serial line until the boot has succeeded (`None`) or failed (why).
 async fn follow(test: &BootTest, child: &mut Child, serial: &mut Serial, begin: Instant) -> Option<String> {
     let (Some(mut output), Some(mut errors)) = (child.stdout.take(), child.stderr.take()) else {
@@ -324,14 +356,16 @@ async fn follow(test: &BootTest, child: &mut Child, serial: &mut Serial, begin: 
             read = output.read(&mut buffer) => match read {
                 Ok(length @ 1..) => serial.raw.extend_from_slice(&buffer[..length]),
                 _ => {
-                    let said = String::from_utf8_lossy(&said).trim().to_owned();
-                    return Some(if said.is_empty() { "the machine ended".to_owned() } else { format!("QEMU said: {said}") });
+                    // What it says and that it ends come by two pipes, in any order.
+                    let mut rest = errors.take(QEMU_WORDS_BYTES_MAX);
+                    drop(rest.read_to_end(&mut said).await);
+                    return Some(ended(child, &said).await);
                 }
             },
             read = errors.read(&mut error_buffer), if says_more => {
                 let length = read.unwrap_or(0);
                 said.extend_from_slice(&error_buffer[..length]);
-                says_more = length > 0 && said.len() < 4096;
+                says_more = length > 0 && said.len() < QEMU_WORDS_BYTES_MAX as usize;
                 continue;
             }
         }
