@@ -22,6 +22,7 @@ pub mod serve;
 pub mod sim;
 pub mod stamped;
 pub mod tree;
+pub mod uefi;
 
 pub use gateway::Gateway;
 pub use machine::Machine;

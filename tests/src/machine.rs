@@ -109,6 +109,29 @@ impl Machine {
         self.with(&["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="])
     }
 
+    /// A network card on a tap interface of the network namespace that the test runs in, without a boot ROM: DHCP there says what is booted.
+    #[must_use]
+    pub fn with_tap(self, interface: &str, mac: &str) -> Self {
+        let network = format!("tap,id=n0,ifname={interface},script=no,downscript=no");
+        let card = format!("virtio-net-pci,netdev=n0,mac={mac},romfile=");
+        self.with(&["-netdev", &network, "-device", &card])
+    }
+
+    /// A UEFI machine whose firmware does not try PXE, which it does before HTTP and for a long time.
+    #[must_use]
+    pub fn with_uefi_http_boot_only(self) -> Self {
+        ["IPv4PXESupport", "IPv6PXESupport", "IPv6Support"].iter().fold(self, |machine, name| {
+            machine.with(&["-fw_cfg", &format!("name=opt/org.tianocore/{name},string=n")])
+        })
+    }
+
+    /// A UEFI machine whose firmware boots `url` by UEFI HTTP boot: an EFI program, or a disk image that becomes a RAM disk.
+    #[must_use]
+    pub fn with_uefi_http(self, url: &str) -> Self {
+        crate::uefi::boot_from_url(&self.dir.path().join("vars.fd"), url);
+        self.failing_on("failed to load Boot0099").failing_on("Error: Could not retrieve NBP").with_network()
+    }
+
     /// Makes a FAT disk with `program` as the default EFI boot program.
     fn efi_disk(&self, program: &Path) -> PathBuf {
         let disk = self.dir.path().join("esp.img");

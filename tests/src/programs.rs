@@ -9,6 +9,7 @@ pub const REQUIRE_CLIENTS: &str = "CLONEGATE_REQUIRE_CLIENTS";
 /// Which Debian package has a program or file. `tests/rig/packages.txt` names the same packages for CI.
 const PACKAGES: &[(&str, &str)] = &[
     ("/boot/ipxe.efi", "ipxe"),
+    ("/usr/lib/grub/x86_64-efi/http.mod", "grub-efi-amd64-bin"),
     ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu"),
     ("/usr/lib/ipxe/undionly.kpxe", "ipxe"),
     ("/usr/lib/x86_64-linux-gnu/qemu/block-curl.so", "qemu-block-extra"),
@@ -30,6 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("git", "git"),
     ("grub-mkimage", "grub-common"),
     ("ip", "iproute2"),
+    ("kea-dhcp4", "kea-dhcp4-server"),
     ("mcopy", "mtools"),
     ("mke2fs", "e2fsprogs"),
     ("mkfs.vfat", "dosfstools"),
@@ -47,6 +49,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("radosgw", "radosgw"),
     ("sfdisk", "fdisk"),
     ("umount", "mount"),
+    ("unshare", "util-linux"),
     ("virt-xml-validate", "libvirt-clients"),
     ("wrk", "wrk"),
     ("xorriso", "xorriso"),

@@ -1,10 +1,14 @@
 //! Machines boot from clones: QEMU with the firmware and the boot loaders that Debian ships.
 
-use std::time::Duration;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use clonegate_tests::curl::curl;
+use clonegate_tests::gateway::command;
 use clonegate_tests::machine::{Firmware, HOST};
-use clonegate_tests::{Gateway, Machine, cases, images};
+use clonegate_tests::{Gateway, Machine, cases, images, uefi};
+use rustix::process::{Pid, Signal, kill_process};
 
 cases! {
     "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "curl" => ipxe_boots_the_demo_image_from_a_clone;
@@ -14,8 +18,15 @@ cases! {
     "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => a_machine_is_known_by_its_mac_and_gets_kernel_and_root_of_its_clone;
     "qemu-system-x86_64", "/boot/ipxe.efi", "/usr/share/OVMF/OVMF_CODE_4M.fd", "apt-get", "busybox", "cpio", "depmod",
     "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => ipxe_for_uefi_boots_a_real_linux;
+    "qemu-system-x86_64", "/usr/lib/grub/x86_64-efi/http.mod", "/usr/share/OVMF/OVMF_CODE_4M.fd", "apt-get", "busybox", "cpio",
+    "depmod", "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk",
+    "zstd" => uefi_http_boot_runs_grub_which_reads_kernel_and_initrd_out_of_the_volume;
+    "qemu-system-x86_64", "/usr/share/OVMF/OVMF_CODE_4M.fd", "apt-get", "busybox", "cpio", "depmod",
+    "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => uefi_http_boot_makes_a_ram_disk_of_a_clone;
     "qemu-system-x86_64", "/usr/lib/x86_64-linux-gnu/qemu/block-curl.so", "apt-get", "busybox", "cpio", "depmod",
     "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => boot_test_reports_how_far_a_clone_comes;
+    "qemu-system-x86_64" => boot_test_says_what_qemu_said_when_it_ends_at_once;
+    "qemu-system-x86_64" => boot_test_that_is_interrupted_takes_its_machine_with_it;
 }
 
 /// For one boot on a machine that does much else. Nothing is concluded from how long it takes.
@@ -98,6 +109,36 @@ fn a_machine_is_known_by_its_mac_and_gets_kernel_and_root_of_its_clone() {
     machine.boot("there is no clone for this machine", PATIENCE);
 }
 
+fn uefi_http_boot_runs_grub_which_reads_kernel_and_initrd_out_of_the_volume() {
+    let image = images::linux().disk;
+    let efi = tempfile::tempdir().unwrap();
+    let gateway = Gateway::up_with(&["--clones", "1"], &[("CLONEGATE_BOOT_EFI", &efi.path().display().to_string())]);
+    gateway.cli_ok(&["template", "import", "linux", image.to_str().unwrap(), "--format", "raw"]);
+    gateway.cli_ok(&["clone", "create", "pc", "--template", "linux"]);
+    let server = format!("{HOST}:{}", gateway.http().port());
+    let files = format!("(http,{server})/v1/clones/pc/files/-");
+    let nbd = format!("{HOST}:{}/pc", gateway.nbd().port());
+    let config = format!(
+        "echo GRUB-BY-HTTP\nnet_bootp\n\
+         linux {files}/boot/vmlinuz console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}\n\
+         initrd {files}/boot/initrd\necho GRUB-HAS-BOTH\nboot\necho BOOT-FAIL grub\n"
+    );
+    uefi::grub(&efi.path().join("grub.efi"), &config);
+    let machine = Machine::new(Firmware::Uefi).with_uefi_http(&format!("http://{server}/efi/grub.efi"));
+    let serial = machine.failing_on("LINUX-FAIL").boot("LINUX-OK", PATIENCE);
+    assert!(serial.has("GRUB-BY-HTTP") && serial.has("GRUB-HAS-BOTH"), "{}", serial.text);
+    assert!(serial.has("firmware=uefi") && serial.has("mode=rw boots=1"), "{}", serial.text);
+}
+
+fn uefi_http_boot_makes_a_ram_disk_of_a_clone() {
+    let (gateway, clone) = linux();
+    let url = format!("{}.img", seen_by_guest(&gateway, &clone));
+    // The image is in memory twice: the firmware's, and what the system reads of it.
+    let machine = Machine::new(Firmware::Uefi).with_uefi_http(&url).with(&["-m", "1280"]);
+    let serial = machine.failing_on("LINUX-FAIL").failing_on("LINUX-NODISK").boot("LINUX-OK", PATIENCE);
+    assert!(serial.has("firmware=uefi") && serial.has("root=/dev/pmem0p3"), "{}", serial.text);
+}
+
 fn boot_test_reports_how_far_a_clone_comes() {
     let (gateway, clone) = linux();
     let nbd = gateway.nbd().to_string();
@@ -108,4 +149,57 @@ fn boot_test_reports_how_far_a_clone_comes() {
     assert_eq!(report["passed"], true, "{report}");
     let stages: Vec<_> = report["reached"].as_array().unwrap().iter().map(|s| s[0].as_str().unwrap()).collect();
     assert!(stages.contains(&"boot-loader") && stages.contains(&"kernel"), "{report}");
+}
+
+/// A gateway with a clone of the demo image, and its name.
+fn demo() -> (Gateway, String) {
+    let gateway = Gateway::up(&["--clones", "1"]);
+    let list = curl(&[&gateway.url("/v1/clones")]).json();
+    let clone = list["items"][0]["name"].as_str().expect("up made a clone").to_owned();
+    (gateway, clone)
+}
+
+fn boot_test_says_what_qemu_said_when_it_ends_at_once() {
+    let (gateway, clone) = demo();
+    let nbd = gateway.nbd().to_string();
+    let output = gateway.cli(&["boot-test", &clone, "--nbd", &nbd, "--accel", "nonsense", "--timeout", "7m", "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
+    let why = report["why"].as_str().unwrap_or_default();
+    assert!(report["passed"] == false && why.contains("QEMU ended") && why.contains("nonsense"), "{report}");
+}
+
+fn boot_test_that_is_interrupted_takes_its_machine_with_it() {
+    let (gateway, clone) = demo();
+    let nbd = gateway.nbd().to_string();
+    let mut command = command(["boot-test", &clone, "--nbd", &nbd, "--marker", "never said", "--timeout", "7m"]);
+    command.env("CLONEGATE_SERVER", gateway.url("")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let test = command.spawn().expect("the program starts");
+    let begin = Instant::now();
+    let machine = loop {
+        if let Some(machine) = child_of(test.id(), "qemu") {
+            break machine;
+        }
+        assert!(begin.elapsed() < PATIENCE, "boot-test starts no QEMU");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    kill_process(Pid::from_child(&test), Signal::INT).expect("our own child can be signalled");
+    let output = test.wait_with_output().expect("our own child can be waited for");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("interrupted"), "{said}");
+    assert!(!Path::new("/proc").join(machine.to_string()).exists(), "QEMU outlives the test that started it");
+}
+
+/// The child of a process whose name begins with `name`.
+fn child_of(parent: u32, name: &str) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+        // proc(5): the number, the name in parentheses, the state, the parent.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") "));
+        after.is_some_and(|(comm, rest)| {
+            comm.starts_with(name) && rest.split(' ').nth(1) == Some(parent.to_string().as_str())
+        })
+    })
 }
