@@ -365,7 +365,7 @@ async fn follow(test: &BootTest, child: &mut Child, serial: &mut Serial, begin: 
             read = errors.read(&mut error_buffer), if says_more => {
                 let length = read.unwrap_or(0);
                 said.extend_from_slice(&error_buffer[..length]);
-                says_more = length > 0 && said.len() < QEMU_WORDS_BYTES_MAX as usize;
+                says_more = length > 0 && said.len() as u64 <= QEMU_WORDS_BYTES_MAX;
                 continue;
             }
         }

@@ -266,6 +266,8 @@ async fn connection(stream: TcpStream, ward: Arc<Ward>, shared: Arc<Shared>) {
     let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(watch)));
     let requests = Requests { shared, watch: Arc::clone(watch), peer };
     let mut builder = http1::Builder::new();
+    // GRUB 2.06 looks for `Content-Length` in just these letters, and without it waits for more until it gives up.
+    builder.title_case_headers(true);
     builder.header_read_timeout(None).max_header_size(HTTP_HEADER_BYTES_MAX).half_close(true);
     let mut connection = pin!(builder.serve_connection(io, requests));
     let mut registered = false;
