@@ -41,21 +41,41 @@ pub struct Linux {
 /// # Panics
 /// With the script's output, when it cannot be made.
 pub fn linux() -> Linux {
-    let script = tree::root().join("tests/rig/make-linux-image.sh");
-    let init = tree::root().join("tests/rig/linux-init.sh");
+    let dir = make("linux", &["tests/rig/make-linux-image.sh", "tests/rig/linux-init.sh"]);
+    Linux { disk: dir.join("linux.raw"), kernel: dir.join("linux.vmlinuz"), initrd: dir.join("linux.initrd") }
+}
+
+/// A Debian with systemd whose root is meant to be a clone by NBD, made by debootstrap and `examples/boot` the first time and kept in the
+/// target directory: the disk. It says `DEBIAN-OK` on the serial line and powers off.
+///
+/// # Panics
+/// With the script's output, when it cannot be made.
+pub fn debian() -> PathBuf {
+    let sources = [
+        "tests/rig/make-debian-image.sh",
+        "tests/rig/debian-marker.sh",
+        "examples/boot/nbd-root-debian.sh",
+        "examples/boot/nbd-root-dracut.sh",
+        "examples/boot/nbd-root-keep",
+    ];
+    make("debian", &sources).join("debian.raw")
+}
+
+/// Runs the first of `sources` unless it has made `name` of just these sources before; returns where.
+fn make(name: &str, sources: &[&str]) -> PathBuf {
     let dir = target_dir().join("test-images");
     fs::create_dir_all(&dir).expect("the target directory is writable");
     // Several test programs may want it at once: one makes it.
     let lock = File::create(dir.join("lock")).expect("the target directory is writable");
     flock(&lock, FlockOperation::LockExclusive).expect("a lock on our own file");
-    let made = dir.join("linux.stamp");
-    let sources = [script.as_path(), init.as_path()].map(|path| fs::read_to_string(path).expect("the script is there"));
-    let recipe = sources.concat();
+    let made = dir.join(format!("{name}.stamp"));
+    let recipe: String = sources.iter().map(|path| tree::read(path)).collect();
     if fs::read_to_string(&made).ok().as_deref() != Some(&recipe) {
+        let script = tree::root().join(sources[0]);
         run("bash", &[&script.display().to_string(), &dir.display().to_string()]);
         fs::write(&made, &recipe).expect("the target directory is writable");
     }
-    Linux { disk: dir.join("linux.raw"), kernel: dir.join("linux.vmlinuz"), initrd: dir.join("linux.initrd") }
+    dir
 }
 
 /// Cargo's target directory, found from the running test.

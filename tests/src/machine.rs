@@ -120,9 +120,9 @@ impl Machine {
     /// A UEFI machine whose firmware does not try PXE, which it does before HTTP and for a long time.
     #[must_use]
     pub fn with_uefi_http_boot_only(self) -> Self {
-        ["IPv4PXESupport", "IPv6PXESupport", "IPv6Support"].iter().fold(self, |machine, name| {
-            machine.with(&["-fw_cfg", &format!("name=opt/org.tianocore/{name},string=n")])
-        })
+        ["IPv4PXESupport", "IPv6PXESupport", "IPv6Support"]
+            .iter()
+            .fold(self, |machine, name| machine.with(&["-fw_cfg", &format!("name=opt/org.tianocore/{name},string=n")]))
     }
 
     /// A UEFI machine whose firmware boots `url` by UEFI HTTP boot: an EFI program, or a disk image that becomes a RAM disk.
@@ -163,6 +163,22 @@ impl Machine {
     /// # Panics
     /// With the serial log, when a failure text comes first, QEMU ends, or `patience` is over.
     pub fn boot(self, marker: &str, patience: Duration) -> Serial {
+        self.boot_through(marker, patience, None)
+    }
+
+    /// The same; when the serial line first shows a text, something is done.
+    ///
+    /// # Panics
+    /// As [`Self::boot`]; when the text is never shown.
+    pub fn boot_and(self, at: &str, act: impl FnOnce(), marker: &str, patience: Duration) -> Serial {
+        let mut act = Some(act);
+        let mut once = || act.take().map_or((), |act| act());
+        let serial = self.boot_through(marker, patience, Some((at, &mut once)));
+        assert!(act.is_none(), "{at:?} was never shown:\n{}", serial.tail());
+        serial
+    }
+
+    fn boot_through(self, marker: &str, patience: Duration, mut at: Option<(&str, &mut dyn FnMut())>) -> Serial {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-accel", "tcg,thread=multi", "-m", "768", "-nodefaults", "-display", "none"]);
         command.args(["-serial", "stdio", "-no-reboot"]).args(&self.arguments);
@@ -195,6 +211,9 @@ impl Machine {
             }
             serial.text = plain(&raw);
             serial.took = begin.elapsed();
+            if let Some((_, act)) = at.take_if(|(text, _)| serial.has(text)) {
+                act();
+            }
             if serial.has(marker) {
                 // The rest of its line, and whatever the guest says while it powers off.
                 while let Ok(bytes) = receiver.recv_timeout(Duration::from_secs(2)) {

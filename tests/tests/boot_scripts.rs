@@ -62,7 +62,8 @@ fn labels_can_be_changed_after_a_clone_is_made() {
     clonegate_tests::gateway::until("the machine is known", knows);
     gateway.cli_ok(&["clone", "label", "pc", "--remove", "boot.mac"]);
     clonegate_tests::gateway::until("the machine is not known", || !knows());
-    let shown: serde_json::Value = serde_json::from_str(&gateway.cli_ok(&["clone", "show", "pc", "--output", "json"])).unwrap();
+    let shown: serde_json::Value =
+        serde_json::from_str(&gateway.cli_ok(&["clone", "show", "pc", "--output", "json"])).unwrap();
     assert_eq!(shown["labels"], serde_json::json!({ "room": "3" }), "{shown}");
     let refused = gateway.cli(&["clone", "label", "pc", "boot.args=a\nshell"]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");

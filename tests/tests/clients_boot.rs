@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clonegate_tests::curl::curl;
 use clonegate_tests::gateway::command;
-use clonegate_tests::machine::{Firmware, HOST};
+use clonegate_tests::machine::{Firmware, HOST, Serial};
 use clonegate_tests::{Gateway, Machine, cases, images, uefi};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -25,6 +25,10 @@ cases! {
     "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => uefi_http_boot_makes_a_ram_disk_of_a_clone;
     "qemu-system-x86_64", "/usr/lib/x86_64-linux-gnu/qemu/block-curl.so", "apt-get", "busybox", "cpio", "depmod",
     "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => boot_test_reports_how_far_a_clone_comes;
+    "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "busybox", "cpio", "depmod", "grub-mkimage",
+    "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => a_gateway_that_dies_during_a_boot_costs_a_pause;
+    "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "debootstrap", "mke2fs",
+    "sfdisk" => a_debian_keeps_its_root_through_a_dead_gateway_and_a_reboot_and_loses_it_by_a_reset;
     "qemu-system-x86_64" => boot_test_says_what_qemu_said_when_it_ends_at_once;
     "qemu-system-x86_64" => boot_test_that_is_interrupted_takes_its_machine_with_it;
 }
@@ -75,6 +79,57 @@ fn ipxe_boots_a_real_linux_which_keeps_its_disk_by_nbd() {
     let machine = Machine::new(Firmware::Bios).with_ipxe(Firmware::Bios, &script);
     let serial = machine.with(&["-smbios", &nbd(&gateway, &clone)]).failing_on("LINUX-FAIL").boot("LINUX-OK", PATIENCE);
     assert!(serial.has("mode=rw boots=1"), "after a reset it is the template again: {}", serial.text);
+}
+
+fn a_gateway_that_dies_during_a_boot_costs_a_pause() {
+    let (mut gateway, clone) = linux();
+    let script = format!("chain http://{HOST}:{}/boot/{clone}.ipxe", gateway.http().port());
+    let machine = Machine::new(Firmware::Bios).with_ipxe(Firmware::Bios, &script);
+    let machine = machine.with(&["-smbios", &nbd(&gateway, &clone)]).failing_on("LINUX-FAIL");
+    // From here GRUB reads kernel and initrd, 20 MB, through iPXE.
+    let serial = machine.boot_and(
+        "GRUB-UP",
+        || {
+            gateway.kill();
+            gateway.start();
+        },
+        "LINUX-OK",
+        PATIENCE,
+    );
+    assert!(serial.has("mode=rw boots=1"), "{}", serial.text);
+}
+
+fn a_debian_keeps_its_root_through_a_dead_gateway_and_a_reboot_and_loses_it_by_a_reset() {
+    let image = images::debian();
+    let mut gateway = Gateway::up(&["--clones", "1"]);
+    gateway.cli_ok(&["template", "import", "debian", image.to_str().unwrap(), "--format", "raw"]);
+    gateway.cli_ok(&["clone", "create", "pc", "--template", "debian", "--lifetime", "ephemeral"]);
+    let args =
+        "boot.args=console=ttyS0,115200 quiet panic=5 systemd.show_status=0 ip=dhcp nbdroot={nbd} root=/dev/nbd0p1 rw";
+    let labels = ["boot.mac=52:54:00:c1:0e:0d", "boot.kernel=/boot/vmlinuz", "boot.initrd=/boot/initrd.img", args];
+    gateway.cli_ok(&[&["clone", "label", "pc"][..], &labels].concat());
+    let chain = format!("chain http://{HOST}:{}/boot.ipxe", gateway.http().port());
+    let machine = || {
+        let machine = Machine::new(Firmware::Bios).with_ipxe_at("52:54:00:c1:0e:0d", &chain).with(&["-m", "1024"]);
+        machine.failing_on("(initramfs)").failing_on("I/O error")
+    };
+    let check = |serial: &Serial, boots: u32| {
+        let line = serial.line("DEBIAN-OK").unwrap_or_default();
+        let right = format!("root=/dev/nbd0p1 mode=rw payload=right boots={boots} ");
+        assert!(line.contains(&right), "{line}\n{}", serial.text);
+    };
+    check(&machine().boot("DEBIAN-OK", PATIENCE), 1);
+    // The gateway dies while systemd starts from the clone: requests wait until it is there again.
+    let restart = || {
+        std::thread::sleep(Duration::from_secs(8));
+        gateway.kill();
+        gateway.start();
+    };
+    let serial = machine().boot_and("nbd-root-keep: keeping", restart, "DEBIAN-OK", PATIENCE);
+    assert!(serial.has("nbd-root-keep: connected to"), "{}", serial.text);
+    check(&serial, 2);
+    gateway.cli_ok(&["clone", "power", "off", "pc"]);
+    check(&machine().boot("DEBIAN-OK", PATIENCE), 1);
 }
 
 fn ipxe_for_uefi_boots_a_real_linux() {
@@ -162,7 +217,18 @@ fn demo() -> (Gateway, String) {
 fn boot_test_says_what_qemu_said_when_it_ends_at_once() {
     let (gateway, clone) = demo();
     let nbd = gateway.nbd().to_string();
-    let output = gateway.cli(&["boot-test", &clone, "--nbd", &nbd, "--accel", "nonsense", "--timeout", "7m", "--output", "json"]);
+    let output = gateway.cli(&[
+        "boot-test",
+        &clone,
+        "--nbd",
+        &nbd,
+        "--accel",
+        "nonsense",
+        "--timeout",
+        "7m",
+        "--output",
+        "json",
+    ]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
     let why = report["why"].as_str().unwrap_or_default();

@@ -85,7 +85,8 @@ pub(super) async fn file(
         Found::File(file) => {
             let version = file.version.to_string();
             if query.version.is_some_and(|pinned| pinned != version) {
-                let error = Error::conflict("precondition-failed", "the volume is not of the version that is asked for");
+                let error =
+                    Error::conflict("precondition-failed", "the volume is not of the version that is asked for");
                 return Err(Refusal(error.on(clone).hint("it was written to or reset meanwhile: begin anew")));
             }
             let download = Download {
