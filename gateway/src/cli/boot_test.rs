@@ -291,10 +291,10 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
     let begin = Instant::now();
     let mut serial = Serial::default();
     let why = tokio::select! {
-        why = follow(test, &mut child, &mut serial, begin) => why,
-        () = tokio::time::sleep(test.timeout) => {
-            Some(format!("no success within {}", humantime::format_duration(test.timeout)))
-        }
+        followed = tokio::time::timeout(test.timeout, follow(test, &mut child, &mut serial, begin)) => match followed {
+            Ok(why) => why,
+            Err(_) => Some(format!("no success within {}", humantime::format_duration(test.timeout))),
+        },
         stopped = stopped() => stopped.map(Some)?,
     };
     // Whatever came of it, the machine does not outlive the test.
