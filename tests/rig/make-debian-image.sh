@@ -57,7 +57,9 @@ UNIT
     mkdir -p "$root/etc/systemd/system/graphical.target.wants" "$root/state" "$root/payload"
     ln -s ../debian-marker.service "$root/etc/systemd/system/graphical.target.wants/"
     local unit
-    for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer; do
+    # No login on the serial line: it hangs up whoever writes there when it starts, and the marker is lost.
+    for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+        serial-getty@ttyS0.service; do
         ln -s /dev/null "$root/etc/systemd/system/$unit"
     done
     openssl enc -aes-128-ctr -K 000102030405060708090a0b0c0d0e0f -iv 00 -in /dev/zero 2>/dev/null | head -c 8388608 >"$root/payload/random" || true

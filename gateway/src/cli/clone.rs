@@ -6,8 +6,8 @@ use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{
-    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome, ResetRulesView,
-    SnapshotView, ToTemplate, Touched,
+    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome,
+    ResetRulesView, SnapshotView, ToTemplate, Touched,
 };
 
 #[derive(Debug, Subcommand)]

@@ -7,10 +7,10 @@ use clonegate_core::advice::Lifetime;
 
 use super::gateway::Gateway;
 use super::views::{
-    AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels, ChangePool, CloneView,
-    CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport, ImportTemplate, JobView,
-    ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome, ReferenceTemplate, ResetRulesView, RolloutAction,
-    SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
+    AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels, ChangePool,
+    CloneView, CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport,
+    ImportTemplate, JobView, ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome, ReferenceTemplate,
+    ResetRulesView, RolloutAction, SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
 use crate::import::{Input, Progress};
 
