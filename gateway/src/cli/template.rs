@@ -184,7 +184,11 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         Verb::Retain { name, keep, dry_run } => {
             let body = serde_json::json!({ "keep": keep });
             let done: Touched = client.post(&format!("{}/retention", path(&name)), &dry_run.query(), &body).await?;
-            touched("deleted", &done, session);
+            if done.names.is_empty() && session.form == Form::Table {
+                output::line("no version goes");
+            } else {
+                touched("deleted", &done, session);
+            }
         }
         Verb::Rollback { name } => {
             show(&client.post(&format!("{}/rollback", path(&name)), &[], &serde_json::json!({})).await?, session);

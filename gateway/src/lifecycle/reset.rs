@@ -139,7 +139,8 @@ impl Gateway {
                 return Err(Error::conflict("nothing-to-undo", "there is no reset, restore or update to take back")
                     .on(clone.name.as_str()));
             }
-            self.would_touch(&clone, &volume, dry_run)
+            let notes = vec!["what was written since then is gone for good".to_owned()];
+            Touched { notes, ..self.would_touch(&clone, &volume, dry_run) }
         };
         if dry_run {
             return Ok(touched);

@@ -267,7 +267,10 @@ impl Gateway {
                     Ok(Moved::Now) => moved += 1,
                     Ok(Moved::Later) => noted += 1,
                     Ok(Moved::Already) => {}
-                    Err(error) => failed = failed.or(Some(format!("{name}: {error}"))),
+                    Err(error) => {
+                        let error = if error.object().is_some() { error } else { error.on(name.as_str()) };
+                        failed = failed.or(Some(error.to_string()));
+                    }
                 }
             }
             first = first.saturating_sub(1);
