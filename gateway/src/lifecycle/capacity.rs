@@ -140,7 +140,8 @@ impl Gateway {
             }
             let here = datastore.table.bases().iter().any(|base| base.record.data == version.data);
             let base = if here { 0 } else { version.stored_bytes };
-            let by_space = free.saturating_sub(base) / average.saturating_add(IDENTITY).max(1);
+            // Identity disks are made when they are read; the estimate counts them as others store them.
+            let by_space = free.saturating_sub(base) / average.max(1);
             let by_promise =
                 datastore.promise_limit().map(|limit| limit.saturating_sub(datastore.promised()) / version.size.max(1));
             let (clones, binds) = match by_promise {
