@@ -17,6 +17,7 @@ pub mod exports;
 pub mod files;
 pub mod http;
 pub mod icache;
+pub mod identity;
 pub mod import;
 pub mod lifecycle;
 pub mod metrics;

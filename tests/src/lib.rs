@@ -2,6 +2,7 @@
 
 pub mod ceph;
 pub mod certificates;
+pub mod cloud;
 pub mod curl;
 pub mod faults;
 pub mod gates;

@@ -93,12 +93,15 @@ async fn the_maintenance_round_reaches_every_clone_and_can_be_rolled_back() {
     gateway.create_clones(order("desk", "t", Some(3)), false).await.unwrap();
     gateway.create_clones(order("patched", "t", None), false).await.unwrap();
     gateway
-        .create_disk(CreateDisk {
-            name: "home".to_owned(),
-            size: 1 << 20,
-            clone: Some("desk-001".to_owned()),
-            ..CreateDisk::default()
-        })
+        .create_disk(
+            CreateDisk {
+                name: "home".to_owned(),
+                size: 1 << 20,
+                clone: Some("desk-001".to_owned()),
+                ..CreateDisk::default()
+            },
+            false,
+        )
         .await
         .unwrap();
     write(&gateway, "disk/home", 0, b"data").await;
@@ -250,19 +253,19 @@ async fn a_data_disk_belongs_to_one_clone_and_outlives_it() {
         delete_with_clone,
         ..CreateDisk::default()
     };
-    gateway.create_disk(disk("kept", false)).await.unwrap();
-    gateway.create_disk(disk("gone", true)).await.unwrap();
-    assert_eq!(gateway.create_disk(disk("kept", false)).await.unwrap_err().code(), "name-taken");
+    gateway.create_disk(disk("kept", false), false).await.unwrap();
+    gateway.create_disk(disk("gone", true), false).await.unwrap();
+    assert_eq!(gateway.create_disk(disk("kept", false), false).await.unwrap_err().code(), "name-taken");
     let odd = CreateDisk { size: 1000, ..disk("odd", false) };
-    assert_eq!(gateway.create_disk(odd).await.unwrap_err().code(), "bad-size");
+    assert_eq!(gateway.create_disk(odd, false).await.unwrap_err().code(), "bad-size");
     write(&gateway, "disk/kept", 0, b"mine").await;
-    assert_eq!(gateway.attach_disk("kept", "c-002").await.unwrap_err().code(), "disk-attached");
+    assert_eq!(gateway.attach_disk("kept", "c-002", false).await.unwrap_err().code(), "disk-attached");
     assert_eq!(gateway.delete_disk("kept", false).await.unwrap_err().code(), "referenced");
     gateway.reset_clone("c-001", false).await.unwrap();
     gateway.delete_clone("c-001", false).await.unwrap();
     assert_eq!(gateway.show_disk("gone").await.unwrap_err().code(), "unknown-disk");
     assert_eq!(gateway.show_disk("kept").await.unwrap().clone, None);
-    gateway.attach_disk("kept", "c-002").await.unwrap();
+    gateway.attach_disk("kept", "c-002", false).await.unwrap();
     assert_eq!(first_bytes(&gateway, "disk/kept", 0).await, b"mine");
 }
 

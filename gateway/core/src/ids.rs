@@ -41,6 +41,8 @@ id_kinds! {
     IndexKind, IndexId, "i";
     /// A pack of chunks.
     PackKind, PackId, "p";
+    /// What makes one machine itself, as stored.
+    IdentityKind, IdentityId, "y";
     /// One running gateway process.
     GatewayKind, GatewayId, "g";
     /// A policy decision.

@@ -82,3 +82,19 @@ pub const JOBS_AT_ONCE: usize = 4;
 pub const LABELS_MAX: usize = 64;
 /// Bytes of one label, key and value. A longer one is refused.
 pub const LABEL_BYTES_MAX: usize = 2048;
+/// Free user-data, or an unattend.xml, of one identity, bytes; more is refused (`bad-identity`).
+pub const IDENTITY_USER_DATA_BYTES_MAX: usize = 64 * 1024;
+/// One identity with all that is in it, bytes as JSON; more is refused (`bad-identity`).
+pub const IDENTITY_BYTES_MAX: usize = 256 * 1024;
+/// Users of one identity; more are refused (`bad-identity`).
+pub const IDENTITY_USERS_MAX: usize = 64;
+/// SSH keys, groups, addresses or name servers in one list of an identity; more are refused (`bad-identity`).
+pub const IDENTITY_LIST_MAX: usize = 64;
+/// One SSH key or other text in an identity, bytes; more is refused (`bad-identity`).
+pub const IDENTITY_TEXT_BYTES_MAX: usize = 4096;
+/// Network cards of one identity; more are refused (`bad-identity`).
+pub const IDENTITY_CARDS_MAX: usize = 16;
+/// Size of an identity disk; what is in one is bounded to well below it.
+pub const IDENTITY_DISK_BYTES: u64 = 4 * 1024 * 1024;
+/// Longest name of a host, bytes; one label has at most 63.
+pub const HOST_NAME_BYTES_MAX: usize = 253;

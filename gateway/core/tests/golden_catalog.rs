@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use clonegate_core::advice::{Label, Lifetime};
 use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{
-    Assignment, CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, MovedFrom, PoolEntry, ResetRules,
-    RolloutEntry, RolloutState, TemplateEntry, TemplateVersion, VersionState,
+    Assignment, CatalogRecord, CloneEntry, DatastoreEntry, DiskEntry, Entry, IdentityDefaultEntry, IdentityEntry,
+    MovedFrom, Noun as _, PoolEntry, ResetRules, RolloutEntry, RolloutState, TemplateEntry, TemplateVersion,
+    VersionState,
 };
 use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
 use clonegate_core::format::envelope;
-use clonegate_core::ids::{BaseId, CloneId, GatewayId, IndexId, Nonce};
+use clonegate_core::format::identity::{IdentityRecord, Sealed};
+use clonegate_core::ids::{BaseId, CloneId, GatewayId, IdentityId, IndexId, Nonce};
 
 /// Compares with the golden file, which holds sixteen bytes a line in hexadecimal digits, and returns its bytes.
 fn check(name: &str, bytes: &[u8]) -> Vec<u8> {
@@ -117,6 +119,7 @@ fn catalog_entries() {
         datastore: "fast".parse().unwrap(),
         attached_to: Some("desk-007".parse().unwrap()),
         delete_with_clone: false,
+        archived_ms: None,
     };
     let pool = PoolEntry {
         template: "win11".parse().unwrap(),
@@ -151,6 +154,16 @@ fn catalog_entries() {
         started_ms: 11,
         changed_ms: 12,
     };
+    let identified = CloneEntry {
+        identity: Some(IdentityEntry { generation: 2, record: IdentityId::from_bytes([6; 16]) }),
+        ..clone.clone()
+    };
+    let default = IdentityDefaultEntry { record: IdentityId::from_bytes([6; 16]) };
+    let archived = DiskEntry { attached_to: None, archived_ms: Some(8), ..disk.clone() }.into_entry();
+    assert_eq!(DiskEntry::from_entry(archived.clone()).unwrap().archived_ms, Some(8));
+    let Entry::ArchivedDisk(disk_of_archive, at) = archived else { panic!("{archived:?}") };
+    // What is stored beside the disk is not in it.
+    let archived = Entry::ArchivedDisk(DiskEntry { archived_ms: None, ..disk_of_archive }, at);
     for (name, entry) in [
         ("catalog-1-deleted", Entry::Deleted),
         ("catalog-1-datastore", Entry::Datastore(datastore)),
@@ -159,9 +172,22 @@ fn catalog_entries() {
         ("catalog-1-disk", Entry::Disk(disk)),
         ("catalog-1-pool", Entry::Pool(pool)),
         ("catalog-1-rollout", Entry::Rollout(rollout)),
+        ("catalog-1-clone-identity", Entry::Clone(identified)),
+        ("catalog-1-identity-default", Entry::IdentityDefault(default)),
+        ("catalog-1-disk-archived", archived),
     ] {
         let record = CatalogRecord { nonce: Nonce([2; 16]), written_ms: 9, entry };
         let golden = check(name, &envelope::encode(&record).unwrap());
         assert_eq!(envelope::decode::<CatalogRecord>(&golden).unwrap(), record, "{name}");
+    }
+}
+
+#[test]
+fn identities() {
+    let plain = IdentityRecord { owner: "clone c_x".into(), written_ms: 1, sealed: None, body: b"{}".to_vec() };
+    let sealed = IdentityRecord { sealed: Some(Sealed { key: [1; 8], nonce: [2; 12] }), ..plain.clone() };
+    for (name, record) in [("identity-1-plain", plain), ("identity-1-sealed", sealed)] {
+        let golden = check(name, &envelope::encode(&record).unwrap());
+        assert_eq!(envelope::decode::<IdentityRecord>(&golden).unwrap(), record, "{name}");
     }
 }

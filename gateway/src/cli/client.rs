@@ -138,6 +138,17 @@ impl Client {
         self.call(reqwest::Method::PATCH, path, &[], Body::Json(body)).await
     }
 
+    pub(super) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        body: &impl Serialize,
+    ) -> std::result::Result<T, Failure> {
+        let body = serde_json::to_value(body)
+            .map_err(|e| Error::internal("bad-request", "the request does not encode").because(e))?;
+        self.call(reqwest::Method::PUT, path, query, Body::Json(body)).await
+    }
+
     pub(super) async fn upload<T: DeserializeOwned>(
         &self,
         path: &str,

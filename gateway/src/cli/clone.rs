@@ -125,6 +125,9 @@ pub(super) enum Verb {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// What makes a clone a machine of its own: host name, keys, users, network
+    #[command(subcommand)]
+    Identity(super::identity::CloneVerb),
     /// Say whether what a clone writes is meant to last, and when it is dropped besides
     #[command(
         after_help = "Examples:\n  clonegate clone lifetime desk-001 ephemeral\n  clonegate clone lifetime desk-001 persistent --reset-every 7d --reset-at 20GiB\n  clonegate clone lifetime desk-001 persistent --no-rules"
@@ -221,6 +224,9 @@ pub(super) struct Create {
     /// KEY=VALUE for policies; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    /// What makes each a machine of its own, from a TOML or JSON file; what the template says otherwise
+    #[arg(long, value_name = "FILE")]
+    identity: Option<std::path::PathBuf>,
     #[command(flatten)]
     dry_run: DryRun,
 }
@@ -304,6 +310,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Verb::Identity(verb) => super::identity::of_clone(verb, session).await,
         Verb::Snapshot { clone, name, drop } => {
             let clone = session.segment(&clone);
             let made: SnapshotView = if drop {
@@ -389,6 +396,7 @@ async fn create(create: Create, session: &Session) -> Result<(), Failure> {
         expected_delta: None,
         reset: create.rules.view(),
         labels: labels(&create.labels)?,
+        identity: create.identity.as_deref().map(super::identity::read_spec).transpose()?,
     };
     let made: CreatedClones = session.client()?.post("clones", &create.dry_run.query(), &request).await?;
     if session.form == Form::Json {

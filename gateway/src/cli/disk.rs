@@ -3,6 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
+use super::clone::Durability;
 use super::failure::Failure;
 use super::output::{self, Form};
 use super::{DryRun, Session, touched};
@@ -29,12 +30,24 @@ pub(super) enum Verb {
         name: String,
         /// Name or id of the clone
         clone: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Take a disk from its clone; its bytes stay
     #[command(after_help = "Example:\n  clonegate disk detach home-anna")]
     Detach {
         /// The disk
         name: String,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Put a disk away: all of it is in the store, and nobody can open it until it is attached again
+    #[command(after_help = "Example:\n  clonegate disk archive home-anna")]
+    Archive {
+        /// The disk
+        name: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Delete a disk that no clone has
     #[command(after_help = "Example:\n  clonegate disk delete home-anna --dry-run")]
@@ -61,6 +74,11 @@ pub(super) struct Create {
     /// It goes when its clone is deleted
     #[arg(long)]
     delete_with_clone: bool,
+    /// What a flush promises
+    #[arg(long, value_enum)]
+    durability: Option<Durability>,
+    #[command(flatten)]
+    dry_run: DryRun,
 }
 
 pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
@@ -74,9 +92,9 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
                 datastore: create.datastore,
                 clone: create.clone,
                 delete_with_clone: create.delete_with_clone,
-                durability: None,
+                durability: create.durability.map(Into::into),
             };
-            show(&client.post("disks", &[], &request).await?, session);
+            show(&client.post("disks", &create.dry_run.query(), &request).await?, session);
         }
         Verb::List => {
             let all: Vec<DiskView> = client.list("disks").await?;
@@ -84,18 +102,25 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
                 output::json(&all);
             } else {
                 let row = |d: &DiskView| {
-                    vec![d.name.clone(), output::size(d.size), d.datastore.clone(), output::or_dash(d.clone.clone())]
+                    let (name, size) = (d.name.clone(), output::size(d.size));
+                    vec![name, size, d.datastore.clone(), d.state.clone(), output::or_dash(d.clone.clone())]
                 };
-                output::table(&["NAME", "SIZE", "DATASTORE", "CLONE"], &all.iter().map(row).collect::<Vec<_>>());
+                output::table(
+                    &["NAME", "SIZE", "DATASTORE", "STATE", "CLONE"],
+                    &all.iter().map(row).collect::<Vec<_>>(),
+                );
             }
         }
         Verb::Show { name } => show(&client.get(&path(&name, "record")).await?, session),
-        Verb::Attach { name, clone } => {
+        Verb::Attach { name, clone, dry_run } => {
             let body = serde_json::json!({ "clone": clone });
-            show(&client.post(&path(&name, "attach"), &[], &body).await?, session);
+            show(&client.post(&path(&name, "attach"), &dry_run.query(), &body).await?, session);
         }
-        Verb::Detach { name } => {
-            show(&client.post(&path(&name, "detach"), &[], &serde_json::json!({})).await?, session);
+        Verb::Detach { name, dry_run } => {
+            show(&client.post(&path(&name, "detach"), &dry_run.query(), &serde_json::json!({})).await?, session);
+        }
+        Verb::Archive { name, dry_run } => {
+            show(&client.post(&path(&name, "archive"), &dry_run.query(), &serde_json::json!({})).await?, session);
         }
         Verb::Delete { name, dry_run } => {
             let done: Touched = client.delete(&path(&name, "record"), &dry_run.query()).await?;
@@ -115,8 +140,13 @@ fn show(disk: &DiskView, session: &Session) {
         ("id", disk.id.clone()),
         ("size", format!("{} ({} bytes)", output::size(disk.size), disk.size)),
         ("datastore", disk.datastore.clone()),
+        ("state", disk.state.clone()),
         ("clone", output::or_dash(disk.clone.clone())),
         ("with its clone", if disk.delete_with_clone { "deleted" } else { "kept" }.to_owned()),
+        ("open on", output::or_dash(Some(disk.attached.join(", ")).filter(|text| !text.is_empty()))),
         ("disk", format!("{}{}", session.server.trim_end_matches('/'), disk.disk)),
     ]);
+    if disk.dry_run {
+        output::line("nothing was done");
+    }
 }

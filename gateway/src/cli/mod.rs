@@ -13,6 +13,7 @@ mod disk;
 mod doctor;
 mod failure;
 mod fsck;
+mod identity;
 mod image;
 mod jobs;
 mod output;

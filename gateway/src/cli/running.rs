@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::delta::DeltaSettings;
 use crate::exports::Exports;
 use crate::http::{self, BootSettings, HttpServer, HttpSettings};
+use crate::identity::IdentityKeys;
 use crate::lifecycle::views::to_labels;
 use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
@@ -61,7 +62,9 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     nbd.map_or(Ok(()), check_free)?;
     let clock = Clock::system();
     let policies = Policies::start(host_settings(config)?, clock.clone())?;
+    let keys = config.identity.key_file.as_deref().map(IdentityKeys::load).transpose()?;
     let gateway = Gateway::start(settings(config, &clock)?, Arc::new(policies.clone()), clock.clone()).await?;
+    keys.into_iter().for_each(|keys| gateway.keep_identity_keys(keys));
     Ok(Prepared {
         gateway,
         policies,

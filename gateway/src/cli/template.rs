@@ -62,6 +62,9 @@ pub(super) enum Verb {
         /// Its name
         name: String,
     },
+    /// The identity that new clones get
+    #[command(subcommand)]
+    Identity(super::identity::TemplateVerb),
     /// Delete a template, or one version of it, that no clone needs
     #[command(after_help = "Example:\n  clonegate template delete win11:1 --dry-run")]
     Delete {
@@ -193,6 +196,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         Verb::Rollback { name } => {
             show(&client.post(&format!("{}/rollback", path(&name)), &[], &serde_json::json!({})).await?, session);
         }
+        Verb::Identity(verb) => super::identity::of_template(verb, session).await?,
         Verb::Delete { template, dry_run } => {
             let (name, version) = super::template_and_version(&template)?;
             let mut query = dry_run.query();

@@ -35,6 +35,7 @@ const KEYS: &[&str] = &[
     "boot.unknown",
     "boot.template",
     "boot.efi",
+    "identity.key_file",
     "log.level",
     "log.format",
 ];

@@ -42,6 +42,8 @@ pub struct Config {
     pub clones: Clones,
     /// Boot scripts and EFI programs.
     pub boot: Boot,
+    /// How what makes machines themselves is kept.
+    pub identity: Identity,
     /// What the gateway says about itself.
     pub log: Log,
 }
@@ -58,6 +60,7 @@ impl Default for Config {
             policy: Policy::default(),
             clones: Clones::default(),
             boot: Boot::default(),
+            identity: Identity::default(),
             sources: Vec::new(),
             log: Log::default(),
         }
@@ -314,6 +317,15 @@ impl Default for Clones {
             slots_per_base: clonegate_core::limits::SLOTS_PER_BASE,
         }
     }
+}
+
+/// How what makes machines themselves is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// File with the keys that identities are encrypted with; without it they are stored plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// What the gateway says about itself.

@@ -1,6 +1,6 @@
 //! Clones: create, list, show, delete.
 //!
-//! Create puts the slot, then the name; the name is what makes the clone exist. A crash in between leaves a slot whose name does not point
+//! Create puts the slot, then the identity if there is one, then the name; the name is what makes the clone exist. A crash in between leaves a slot whose name does not point
 //! back, which `fsck` finds. Delete takes the name away first, and what is left is removed behind the caller's back.
 
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use super::gateway::Gateway;
 use super::labels::check_labels;
 use super::names;
 use super::placement::{Claimed, Order};
-use super::views::{CloneView, CreateClones, CreatedClones, ListQuery, Page, Touched, from_labels, page, to_labels};
+use super::views::{
+    CloneView, CreateClones, CreatedClones, IdentitySpec, ListQuery, Page, Touched, from_labels, page, to_labels,
+};
 use crate::catalog::{Named, unknown};
 use crate::exports::CloneRef;
 
@@ -48,10 +50,10 @@ impl Gateway {
         let durability = request.durability.map(Into::into).unwrap_or_default();
         let rules = request.reset.checked()?;
         let finish = |entry: CloneEntry| CloneEntry { reset: rules.clone(), ..entry };
-        self.create_in_order(&order, &names, durability, &finish, dry_run).await
+        self.create_with_identity(&order, &names, durability, &finish, request.identity, dry_run).await
     }
 
-    /// Makes the clones of these names; `finish` completes the catalog entry of each.
+    /// Makes the clones of these names with the identity that the template says; `finish` completes the catalog entry of each.
     pub(super) async fn create_in_order(
         &self,
         order: &Order,
@@ -60,7 +62,21 @@ impl Gateway {
         finish: &(dyn Fn(CloneEntry) -> CloneEntry + Send + Sync),
         dry_run: bool,
     ) -> Result<CreatedClones> {
+        self.create_with_identity(order, names, durability, finish, None, dry_run).await
+    }
+
+    /// The same with this identity; the template's when none is given.
+    pub(super) async fn create_with_identity(
+        &self,
+        order: &Order,
+        names: &[Name],
+        durability: clonegate_core::format::clone::Durability,
+        finish: &(dyn Fn(CloneEntry) -> CloneEntry + Send + Sync),
+        identity: Option<IdentitySpec>,
+        dry_run: bool,
+    ) -> Result<CreatedClones> {
         self.check_names_free(names).await?;
+        let identity = self.spec_for_clones(&order.template, names, identity).await?;
         for datastore in self.datastores.all() {
             if datastore.check_online().is_ok() {
                 datastore.table.load().await?;
@@ -90,7 +106,26 @@ impl Gateway {
                 created_ms: self.clock.now_ms(),
             })
             .await?;
-        let clones = self.name_all(order, &claimed, finish).await?;
+        let identities = match self.make_identities(&claimed, identity.as_ref()).await {
+            Ok(identities) => identities,
+            Err(error) => {
+                for group in &claimed {
+                    group.datastore.table.give_back(&group.records, group.base).await;
+                }
+                return Err(error);
+            }
+        };
+        let finish = |entry: CloneEntry| {
+            let identity = identities.get(&entry.record.id).copied();
+            finish(CloneEntry { identity, ..entry })
+        };
+        let clones = match self.name_all(order, &claimed, &finish).await {
+            Ok(clones) => clones,
+            Err(error) => {
+                self.drop_identities(&identities).await;
+                return Err(error);
+            }
+        };
         let mut bases: Vec<_> = claimed.iter().map(|c| c.base).collect();
         bases.sort_unstable();
         bases.dedup();
@@ -249,6 +284,9 @@ impl Gateway {
         };
         self.open.forget(id).await;
         self.orphan_disks(&found.name).await?;
+        if let Some(identity) = deleted.state.identity {
+            self.drop_identity(identity.record).await;
+        }
         self.remove_later(deleted.state);
         Ok(touched)
     }

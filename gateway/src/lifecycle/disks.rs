@@ -21,7 +21,7 @@ use crate::volume::{Volume, VolumeSetup};
 
 impl Gateway {
     /// Makes a disk: its record, then its name.
-    pub(super) async fn do_create_disk(self: Arc<Self>, request: CreateDisk) -> Result<DiskView> {
+    pub(super) async fn do_create_disk(self: Arc<Self>, request: CreateDisk, dry_run: bool) -> Result<DiskView> {
         let name = Name::new(request.name.as_str())?;
         if request.size == 0 || !request.size.is_multiple_of(SECTOR_BYTES) || request.size > VOLUME_BYTES_MAX {
             return Err(Error::invalid("bad-size", format!("a disk of {} bytes", request.size))
@@ -44,18 +44,26 @@ impl Gateway {
             durability: request.durability.map(Into::into).unwrap_or_default(),
             created_ms: self.clock.now_ms(),
         };
+        let entry = DiskEntry {
+            record: record.clone(),
+            datastore: datastore.name.clone(),
+            attached_to: clone,
+            delete_with_clone: request.delete_with_clone,
+            archived_ms: None,
+        };
+        if dry_run {
+            if self.catalog.find::<DiskEntry>(&name).await?.is_some() {
+                return Err(Error::exists("name-taken", "a disk of this name is there already").on(name.as_str()));
+            }
+            let planned = Named { name, number: 0, written_ms: 0, state: entry };
+            return Ok(DiskView { dry_run, ..self.disk_view(&planned) });
+        }
         let key = keys::clone(record.id);
         if let PutNew::Exists(_) = datastore.store.put_new(&key, envelope::encode(&record)?).await? {
             return Err(
                 Error::internal("id-taken", "a volume with this random id is there already").on(key.to_string())
             );
         }
-        let entry = DiskEntry {
-            record: record.clone(),
-            datastore: datastore.name.clone(),
-            attached_to: clone,
-            delete_with_clone: request.delete_with_clone,
-        };
         match self.catalog.create(&name, entry).await {
             Ok(made) => Ok(self.disk_view(&made)),
             Err(error) => {
@@ -75,33 +83,85 @@ impl Gateway {
         Ok(self.disk_view(&found))
     }
 
-    /// Gives a disk to a clone; a disk belongs to one clone at a time.
-    pub(super) async fn do_attach_disk(self: Arc<Self>, name: String, clone: String) -> Result<DiskView> {
+    /// Gives a disk to a clone, also one that was archived; a disk belongs to one clone at a time.
+    pub(super) async fn do_attach_disk(
+        self: Arc<Self>,
+        name: String,
+        clone: String,
+        dry_run: bool,
+    ) -> Result<DiskView> {
         let name = Name::new(name)?;
         let clone = self.find_clone(&clone.parse()?).await?.name;
+        let found: Named<DiskEntry> = self.catalog.get(&name).await?;
+        // A clone that was deleted holds nothing any more, whatever a crash has left.
+        let gone = match &found.state.attached_to {
+            Some(other) if *other != clone => {
+                self.catalog.find::<CloneEntry>(other).await?.is_none().then(|| other.clone())
+            }
+            _ => None,
+        };
         let give = |disk: &mut DiskEntry| match &disk.attached_to {
-            Some(other) if *other != clone => Err(Error::conflict("disk-attached", format!("{other} has it"))
-                .on(name.as_str())
-                .hint(format!("clonegate disk detach {name}"))),
+            Some(other) if *other != clone && gone.as_ref() != Some(other) => {
+                Err(Error::conflict("disk-attached", format!("{other} has it"))
+                    .on(name.as_str())
+                    .hint(format!("clonegate disk detach {name}")))
+            }
             _ => {
                 disk.attached_to = Some(clone.clone());
+                disk.archived_ms = None;
                 Ok(())
             }
         };
-        let (changed, ()) = self.catalog.change(&name, give).await?;
-        Ok(self.disk_view(&changed))
+        self.change_disk(found, give, dry_run).await
     }
 
     /// Takes a disk from its clone; its bytes stay.
-    pub(super) async fn do_detach_disk(self: Arc<Self>, name: String) -> Result<DiskView> {
-        let name = Name::new(name)?;
-        let found: Named<DiskEntry> = self.catalog.get(&name).await?;
+    pub(super) async fn do_detach_disk(self: Arc<Self>, name: String, dry_run: bool) -> Result<DiskView> {
+        let found: Named<DiskEntry> = self.catalog.get(&Name::new(name)?).await?;
         self.check_disk_idle(&found)?;
         let take = |disk: &mut DiskEntry| {
             disk.attached_to = None;
             Ok(())
         };
-        let (changed, ()) = self.catalog.change(&name, take).await?;
+        self.change_disk(found, take, dry_run).await
+    }
+
+    /// Puts a disk away: it is closed, so that all of it is in the store, belongs to no clone, and is served to nobody until it is attached again.
+    pub(super) async fn do_archive_disk(self: Arc<Self>, name: String, dry_run: bool) -> Result<DiskView> {
+        let found: Named<DiskEntry> = self.catalog.get(&Name::new(name)?).await?;
+        self.check_disk_idle(&found)?;
+        let id = found.state.record.id;
+        if !dry_run && found.state.archived_ms.is_none() {
+            // Opened once, so that what this gateway's journal may still have of it is uploaded by the close.
+            self.open_disk(&format!("disk/{id}"), &CloneRef::Id(id)).await?;
+            self.open.close_of(Of::Clone(id), &self.clock).await;
+        }
+        let now = self.clock.now_ms();
+        let put_away = |disk: &mut DiskEntry| {
+            disk.attached_to = None;
+            disk.archived_ms = disk.archived_ms.or(Some(now));
+            Ok(())
+        };
+        let view = self.change_disk(found, put_away, dry_run).await?;
+        if !dry_run {
+            // Whoever opened it between has it no longer.
+            self.open.close_of(Of::Clone(id), &self.clock).await;
+        }
+        Ok(view)
+    }
+
+    async fn change_disk(
+        &self,
+        found: Named<DiskEntry>,
+        mut change: impl FnMut(&mut DiskEntry) -> Result<()> + Send,
+        dry_run: bool,
+    ) -> Result<DiskView> {
+        if dry_run {
+            let mut planned = found;
+            change(&mut planned.state)?;
+            return Ok(DiskView { dry_run, ..self.disk_view(&planned) });
+        }
+        let (changed, ()) = self.catalog.change(&found.name, change).await?;
         Ok(self.disk_view(&changed))
     }
 
@@ -150,16 +210,31 @@ impl Gateway {
             if disk.state.attached_to.as_ref() != Some(clone) {
                 continue;
             }
-            if disk.state.delete_with_clone {
-                let gone = self.catalog.delete(&disk.name, |_: &DiskEntry| Ok(())).await?;
-                self.remove_disk(gone.state).await;
-            } else {
-                let take = |entry: &mut DiskEntry| {
+            self.orphan_disk(&disk, clone).await?;
+        }
+        Ok(())
+    }
+
+    /// What becomes of one disk whose clone is gone.
+    pub(super) async fn orphan_disk(&self, disk: &Named<DiskEntry>, clone: &Name) -> Result<()> {
+        let still = |entry: &DiskEntry| entry.attached_to.as_ref() == Some(clone);
+        if disk.state.delete_with_clone {
+            let check = |entry: &DiskEntry| match still(entry) {
+                true => Ok(()),
+                false => {
+                    Err(Error::conflict("disk-attached", "it belongs to another clone by now").on(disk.name.as_str()))
+                }
+            };
+            let gone = self.catalog.delete(&disk.name, check).await?;
+            self.remove_disk(gone.state).await;
+        } else {
+            let take = |entry: &mut DiskEntry| {
+                if still(entry) {
                     entry.attached_to = None;
-                    Ok(())
-                };
-                self.catalog.change(&disk.name, take).await?;
-            }
+                }
+                Ok(())
+            };
+            self.catalog.change(&disk.name, take).await?;
         }
         Ok(())
     }
@@ -174,6 +249,11 @@ impl Gateway {
                 found.ok_or_else(|| crate::catalog::unknown::<DiskEntry>(&id.to_string()))?
             }
         };
+        if found.state.archived_ms.is_some() {
+            return Err(Error::conflict("archived", "the disk was put away")
+                .on(found.name.as_str())
+                .hint(format!("`clonegate disk attach {} CLONE` brings it back", found.name)));
+        }
         let id = found.state.record.id;
         let texts = [text.to_owned(), format!("disk/{}", found.name), format!("disk/{id}")];
         let _lock = self.open.lock(Of::Clone(id)).await;
@@ -198,6 +278,14 @@ impl Gateway {
     fn disk_view(&self, disk: &Named<DiskEntry>) -> DiskView {
         let record = &disk.state.record;
         DiskView {
+            dry_run: false,
+            state: match (&disk.state.attached_to, disk.state.archived_ms) {
+                (_, Some(_)) => "archived",
+                (Some(_), None) => "attached",
+                (None, None) => "free",
+            }
+            .to_owned(),
+            archived_ms: disk.state.archived_ms,
             name: disk.name.to_string(),
             id: record.id.to_string(),
             size: record.size,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clonegate_core::Result;
-use clonegate_core::format::catalog::CloneEntry;
+use clonegate_core::format::catalog::{CloneEntry, DiskEntry};
 use futures::future::BoxFuture;
 
 use super::gateway::Gateway;
@@ -70,7 +70,16 @@ impl Exports for Gateway {
                     name: clone.name.to_string(),
                     description: format!("clone of {}:{}", clone.state.template, clone.state.version),
                 };
-                Ok(clones.into_iter().take(limit).map(info).collect())
+                let disk = |disk: crate::catalog::Named<DiskEntry>| ExportInfo {
+                    name: format!("disk/{}", disk.name),
+                    description: match &disk.state.attached_to {
+                        Some(clone) => format!("data disk of {clone}"),
+                        None => "data disk".to_owned(),
+                    },
+                };
+                let disks = gateway.catalog.list::<DiskEntry>().await?;
+                let served = disks.into_iter().filter(|disk| disk.state.archived_ms.is_none());
+                Ok(clones.into_iter().map(info).chain(served.map(disk)).take(limit).collect())
             })
             .await
         })

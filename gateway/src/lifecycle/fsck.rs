@@ -69,6 +69,7 @@ impl Gateway {
             let (gateway, datastore, owners) = (&*self, &datastore, &owners);
             Check { gateway, datastore, owners, repair, grace_ms, report: &mut report }.run().await?;
         }
+        self.check_home(repair, grace_ms.unwrap_or(GRACE_MS), &mut report).await?;
         report.clones = owners.clones.len() as u64;
         Ok(report)
     }

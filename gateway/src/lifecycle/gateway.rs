@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use clonegate_core::format::catalog::DatastoreEntry;
@@ -22,6 +22,7 @@ use crate::catalog::{Catalog, Named};
 use crate::clock::Clock;
 use crate::delta::{DeltaSettings, Engine};
 use crate::icache::ICache;
+use crate::identity::IdentityKeys;
 use crate::store::{Store, StoreConfig};
 
 /// How often devices that another gateway took over are looked for.
@@ -82,6 +83,8 @@ pub struct Gateway {
     pub(super) machines: Machines,
     /// What was said to be about to be full.
     pub(super) alerted: Mutex<HashMap<(String, String), String>>,
+    /// What identities are encrypted with.
+    pub(super) identity_keys: OnceLock<IdentityKeys>,
 }
 
 impl fmt::Debug for Gateway {
@@ -117,6 +120,7 @@ impl Gateway {
             reset_waits: Mutex::default(),
             machines: Machines::default(),
             alerted: Mutex::default(),
+            identity_keys: OnceLock::new(),
             handle: Handle::current(),
             clock,
             settings,

@@ -26,6 +26,8 @@ const LINGER: Duration = Duration::from_secs(5);
 pub(super) enum Of {
     Clone(CloneId),
     Base(BaseId),
+    /// Never looked for: each who opens it gets its own.
+    Identity(CloneId),
 }
 
 /// A machine that has a device attached.
@@ -235,7 +237,7 @@ impl OpenDevices {
     /// Held while something is opened or closed.
     pub(super) async fn lock(&self, of: Of) -> tokio::sync::MutexGuard<'_, ()> {
         let bytes = match of {
-            Of::Clone(id) => *id.bytes(),
+            Of::Clone(id) | Of::Identity(id) => *id.bytes(),
             Of::Base(id) => *id.bytes(),
         };
         self.opening[usize::from(bytes[15]) % STRIPES].lock().await

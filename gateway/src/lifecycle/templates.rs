@@ -393,6 +393,7 @@ impl Gateway {
                 Err(Error::conflict("busy", "a version was added meanwhile").on(name.as_str()).hint("try again"))
             };
             self.catalog.delete(&name, none_left).await?;
+            self.forget_template_identity(&name).await?;
         } else {
             let drop_gone = |t: &mut TemplateEntry| {
                 t.versions.retain(|v| !(going(v.number) && v.state == VersionState::Deleting));

@@ -8,10 +8,12 @@ use clonegate_core::advice::Lifetime;
 use super::gateway::Gateway;
 use super::views::{
     AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels, ChangePool,
-    CloneView, CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport,
-    ImportTemplate, JobView, ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome, ReferenceTemplate,
-    ResetRulesView, RolloutAction, SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
+    CloneView, CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport, IdentitySpec,
+    IdentityView, ImportTemplate, JobView, ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome,
+    ReferenceTemplate, RenewIdentity, ResetRulesView, RolloutAction, SetIdentity, SnapshotView, TemplateIdentityView,
+    TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
 };
+use crate::identity::Identity;
 use crate::import::{Input, Progress};
 
 macro_rules! verbs {
@@ -237,7 +239,7 @@ verbs! {
     ///
     /// # Errors
     /// `Exists`; `Invalid` for its size; `NotFound` for its clone.
-    create_disk => do_create_disk(request: CreateDisk) -> DiskView;
+    create_disk => do_create_disk(request: CreateDisk, dry_run: bool) -> DiskView;
     /// All data disks, by name.
     ///
     /// # Errors
@@ -252,17 +254,62 @@ verbs! {
     ///
     /// # Errors
     /// `NotFound`; `Conflict` with code `disk-attached`.
-    attach_disk => do_attach_disk(name: String, clone: String) -> DiskView;
+    attach_disk => do_attach_disk(name: String, clone: String, dry_run: bool) -> DiskView;
     /// Takes a disk from its clone.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` while a machine has it open.
-    detach_disk => do_detach_disk(name: String) -> DiskView;
+    detach_disk => do_detach_disk(name: String, dry_run: bool) -> DiskView;
+    /// Puts a disk away until it is attached again.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` while a machine has it open.
+    archive_disk => do_archive_disk(name: String, dry_run: bool) -> DiskView;
     /// Deletes a data disk that no clone has.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` with code `referenced`.
     delete_disk => do_delete_disk(name: String, dry_run: bool) -> Touched;
+    /// The facts of a clone's machine, private keys and hashes with them: for those who render them.
+    ///
+    /// # Errors
+    /// `NotFound`; `Denied` with code `no-identity-key`.
+    identity => do_identity(clone: String) -> Identity;
+    /// The identity of a clone, for people.
+    ///
+    /// # Errors
+    /// `NotFound`; `Denied` with code `no-identity-key`.
+    show_identity => do_show_identity(clone: String) -> IdentityView;
+    /// Says all about the identity of a clone.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` with code `bad-identity`; `Conflict` with code `identity-changed`.
+    set_identity => do_set_identity(clone: String, request: SetIdentity, dry_run: bool) -> IdentityView;
+    /// Lets a clone's guest take itself for a new machine.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `identity-changed`.
+    renew_identity => do_renew_identity(clone: String, request: RenewIdentity, dry_run: bool) -> IdentityView;
+    /// Forgets what was said: the identity follows from the clone's id and name again.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `identity-changed`.
+    clear_identity => do_clear_identity(clone: String, dry_run: bool) -> Touched;
+    /// The identity that new clones of a template get.
+    ///
+    /// # Errors
+    /// `NotFound`; `Denied` with code `no-identity-key`.
+    show_template_identity => do_show_template_identity(template: String) -> TemplateIdentityView;
+    /// Says which identity new clones of a template get.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` with code `bad-identity`.
+    set_template_identity => do_set_template_identity(template: String, spec: IdentitySpec, dry_run: bool) -> TemplateIdentityView;
+    /// New clones get what follows from their id and name again.
+    ///
+    /// # Errors
+    /// Those of the home.
+    clear_template_identity => do_clear_template_identity(template: String, dry_run: bool) -> Touched;
     /// How much space clones of a template need.
     ///
     /// # Errors

@@ -129,9 +129,8 @@ impl Gateway {
             ExportName::Base(id) => self.open_base(&text, id).await,
             ExportName::Template(template) => self.open_template(&text, &template).await,
             ExportName::Disk(disk) => self.open_disk(&text, &disk).await,
-            ExportName::Identity(_) | ExportName::Snapshot(..) => {
-                Err(Error::not_found("unknown-export", "there is no such export").on(text))
-            }
+            ExportName::Identity(clone) => self.open_identity(&text, &clone).await,
+            ExportName::Snapshot(..) => Err(Error::not_found("unknown-export", "there is no such export").on(text)),
         }
     }
 

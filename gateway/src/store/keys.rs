@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, IndexId, JobId, Name, PackId, Sequence};
+use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, IdentityId, IndexId, JobId, Name, PackId, Sequence};
 use clonegate_core::{Error, Result};
 use object_store::path::Path;
 
@@ -227,14 +227,14 @@ pub fn checkpoints(clone: CloneId) -> Prefix {
     prefix(format!("clones/{clone}/ckpt"))
 }
 
-/// `clones/<clone>/identity/<n>`: identity record; the newest wins.
-pub fn identity(clone: CloneId, n: u64) -> Key {
-    key(format!("clones/{clone}/identity/{n:020}"))
+/// `identities/<identity>` in the home: an identity record. In the home, because an identity outlives what happens to the clone's volume.
+pub fn identity(identity: IdentityId) -> Key {
+    key(format!("identities/{identity}"))
 }
 
-/// `clones/<clone>/identity/`.
-pub fn identities(clone: CloneId) -> Prefix {
-    prefix(format!("clones/{clone}/identity"))
+/// `identities/`.
+pub fn identities() -> Prefix {
+    prefix("identities".to_owned())
 }
 
 /// `catalog/<noun>/<name>.<n>`: state number `n` of what is called `name`. `noun` is a word of the program, not of a user.

@@ -6,7 +6,7 @@ use super::base::BaseData;
 use super::clone::CloneRecord;
 use super::envelope::{Kind, Record};
 use crate::advice::{Label, Lifetime};
-use crate::ids::{GatewayId, Name, Nonce};
+use crate::ids::{GatewayId, IdentityId, Name, Nonce};
 
 /// One state of one named thing. Numbers begin at 1, have no gap, and are never deleted, so a number says the same to
 /// every gateway for ever.
@@ -46,6 +46,10 @@ pub enum Entry {
     Pool(PoolEntry),
     /// The newest update of a template's clones.
     Rollout(RolloutEntry),
+    /// What new clones of a template get as their identity.
+    IdentityDefault(IdentityDefaultEntry),
+    /// A data disk that was put away then, milliseconds since 1970 UTC.
+    ArchivedDisk(DiskEntry, u64),
 }
 
 /// A type of thing that has names of its own.
@@ -79,9 +83,28 @@ nouns! {
     Datastore(DatastoreEntry) = "datastore";
     Template(TemplateEntry) = "template";
     Clone(CloneEntry) = "clone";
-    Disk(DiskEntry) = "disk";
     Pool(PoolEntry) = "pool";
     Rollout(RolloutEntry) = "rollout";
+    IdentityDefault(IdentityDefaultEntry) = "identity-default";
+}
+
+/// A disk is one of two entries, so that those written before there were archives are read as they are.
+impl Noun for DiskEntry {
+    const NOUN: &'static str = "disk";
+    const UNKNOWN: &'static str = "unknown-disk";
+    fn into_entry(self) -> Entry {
+        match self.archived_ms {
+            Some(at) => Entry::ArchivedDisk(self, at),
+            None => Entry::Disk(self),
+        }
+    }
+    fn from_entry(entry: Entry) -> Option<Self> {
+        match entry {
+            Entry::Disk(disk) => Some(disk),
+            Entry::ArchivedDisk(disk, at) => Some(Self { archived_ms: Some(at), ..disk }),
+            _ => None,
+        }
+    }
 }
 
 /// A datastore as all gateways of the home know it. Credentials are never stored: they come from each gateway's configuration or environment.
@@ -237,25 +260,20 @@ pub struct MovedFrom {
     pub at_ms: u64,
 }
 
-/// What stays of a machine over reset and update. Secrets in it are stored plain; the home is to be protected as they are.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Which identity a machine has. A clone without one has what follows from its name and id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentityEntry {
-    /// Host name.
-    pub hostname: String,
     /// Counts the instance-ids; the instance-id is the clone's id and this.
     pub generation: u32,
-    /// MAC address, `02:…`.
-    pub mac: String,
-    /// machine-id, 32 hexadecimal digits.
-    pub machine_id: String,
-    /// SSH keys that may log in.
-    pub authorized_keys: Vec<String>,
-    /// Free cloud-init user-data.
-    pub user_data: Option<String>,
-    /// cloud-init network-config.
-    pub network_config: Option<String>,
-    /// Password hash of the default user.
-    pub password_hash: Option<String>,
+    /// The object that holds it.
+    pub record: IdentityId,
+}
+
+/// What new clones of the template of this name get as their identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityDefaultEntry {
+    /// The object that holds it.
+    pub record: IdentityId,
 }
 
 /// A data disk by name.
@@ -269,6 +287,9 @@ pub struct DiskEntry {
     pub attached_to: Option<Name>,
     /// Deleted together with that clone.
     pub delete_with_clone: bool,
+    /// When it was put away, milliseconds since 1970 UTC; stored beside it, as [`Entry::ArchivedDisk`].
+    #[serde(skip)]
+    pub archived_ms: Option<u64>,
 }
 
 /// How the machines of a pool are given to users.

@@ -11,6 +11,7 @@ pub mod clone;
 pub mod envelope;
 pub mod exclusive;
 pub mod frame;
+pub mod identity;
 pub mod index;
 pub mod job;
 pub mod journal;

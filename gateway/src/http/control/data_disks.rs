@@ -21,6 +21,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(show, delete))
         .routes(routes!(attach))
         .routes(routes!(detach))
+        .routes(routes!(archive))
 }
 
 /// All data disks.
@@ -30,9 +31,14 @@ async fn list(State(gateway): State<Arc<Gateway>>, Query(params): Query<ListPara
 }
 
 /// Makes an empty data disk.
-#[utoipa::path(post, path = "/v1/disks", tag = "disks", request_body = CreateDisk, responses((status = 201, body = DiskView), (status = 409, body = Problem)))]
-async fn create(State(gateway): State<Arc<Gateway>>, JsonBody(request): JsonBody<CreateDisk>) -> Created<DiskView> {
-    Ok((StatusCode::CREATED, Json(gateway.create_disk(request).await?)))
+#[utoipa::path(post, path = "/v1/disks", tag = "disks", params(DryRun), request_body = CreateDisk, responses((status = 201, body = DiskView), (status = 200, description = "What a dry run would make", body = DiskView), (status = 409, body = Problem)))]
+async fn create(
+    State(gateway): State<Arc<Gateway>>,
+    Query(query): Query<DryRun>,
+    JsonBody(request): JsonBody<CreateDisk>,
+) -> Created<DiskView> {
+    let status = if query.dry_run { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(gateway.create_disk(request, query.dry_run).await?)))
 }
 
 /// What is said about one data disk.
@@ -60,17 +66,32 @@ struct Give {
 }
 
 /// Gives a disk to a clone.
-#[utoipa::path(post, path = "/v1/disks/{disk}/attach", tag = "disks", params(("disk" = String, Path, description = "Name")), request_body = Give, responses((status = 200, body = DiskView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/disks/{disk}/attach", tag = "disks", params(("disk" = String, Path, description = "Name"), DryRun), request_body = Give, responses((status = 200, body = DiskView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn attach(
     State(gateway): State<Arc<Gateway>>,
     Path(disk): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Give>,
 ) -> Answer<DiskView> {
-    Ok(Json(gateway.attach_disk(&disk, &request.clone).await?))
+    Ok(Json(gateway.attach_disk(&disk, &request.clone, query.dry_run).await?))
 }
 
 /// Takes a disk from its clone; its bytes stay.
-#[utoipa::path(post, path = "/v1/disks/{disk}/detach", tag = "disks", params(("disk" = String, Path, description = "Name")), responses((status = 200, body = DiskView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn detach(State(gateway): State<Arc<Gateway>>, Path(disk): Path<String>) -> Answer<DiskView> {
-    Ok(Json(gateway.detach_disk(&disk).await?))
+#[utoipa::path(post, path = "/v1/disks/{disk}/detach", tag = "disks", params(("disk" = String, Path, description = "Name"), DryRun), responses((status = 200, body = DiskView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn detach(
+    State(gateway): State<Arc<Gateway>>,
+    Path(disk): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<DiskView> {
+    Ok(Json(gateway.detach_disk(&disk, query.dry_run).await?))
+}
+
+/// Puts a disk away: all of it is in the store, and it is served to nobody until it is attached again.
+#[utoipa::path(post, path = "/v1/disks/{disk}/archive", tag = "disks", params(("disk" = String, Path, description = "Name"), DryRun), responses((status = 200, body = DiskView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn archive(
+    State(gateway): State<Arc<Gateway>>,
+    Path(disk): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<DiskView> {
+    Ok(Json(gateway.archive_disk(&disk, query.dry_run).await?))
 }

@@ -12,11 +12,13 @@ mod extents;
 mod files;
 mod fsck;
 mod idempotency;
+mod identity;
 mod jobs;
 mod labels;
 mod machines;
 mod pools;
 mod request;
+mod seed;
 mod system;
 mod templates;
 
@@ -98,6 +100,8 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(data_disks::routes())
         .merge(jobs::routes())
         .merge(pools::routes())
+        .merge(identity::routes())
+        .merge(seed::routes())
 }
 
 /// The document alone, of the whole interface.

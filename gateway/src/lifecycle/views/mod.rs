@@ -1,5 +1,6 @@
 //! What the control interface takes and gives, as JSON: the same types for REST, the OpenAPI document and the command line.
 
+mod identity;
 mod jobs;
 mod labels;
 mod operations;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
+pub use identity::*;
 pub use jobs::*;
 pub use labels::*;
 pub use operations::*;
@@ -337,6 +339,9 @@ pub struct CreateClones {
     /// Labels, for policies.
     #[serde(default)]
     pub labels: Labels,
+    /// What makes each a machine of its own; what the template says when absent.
+    #[serde(default)]
+    pub identity: Option<IdentitySpec>,
 }
 
 /// A clone.

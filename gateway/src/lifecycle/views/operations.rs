@@ -206,6 +206,14 @@ pub struct CreateDisk {
 /// A data disk.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DiskView {
+    /// Nothing was done: this is what it would be.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// `attached` to a clone, `free`, or `archived`.
+    pub state: String,
+    /// When it was put away, milliseconds since 1970 UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archived_ms: Option<u64>,
     /// Its name.
     pub name: String,
     /// Its id.
