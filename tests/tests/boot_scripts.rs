@@ -113,6 +113,23 @@ fn a_hundred_machines_with_one_mac_get_one_clone_between_them() {
 }
 
 #[test]
+fn an_unknown_machine_may_get_a_clone_of_a_pool() {
+    let gateway = gateway(&[("CLONEGATE_BOOT_UNKNOWN", "pool"), ("CLONEGATE_BOOT_POOL", "lab")], &[]);
+    let path = |last: u8| format!("/boot/mac/52-54-00-00-00-{last:02x}.ipxe");
+    assert!(script(&gateway, &path(1)).contains("no clone could be made for this machine"), "there is no pool yet");
+    gateway.cli_ok(&["pool", "create", "lab", "--template", "demo", "--size", "2"]);
+    let scripts: BTreeSet<String> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..20).map(|_| scope.spawn(|| script(&gateway, &path(1)))).collect();
+        asking.into_iter().map(|machine| machine.join().unwrap()).collect()
+    });
+    assert_eq!(scripts.len(), 1, "one machine has one clone: {scripts:?}");
+    let other = script(&gateway, &path(2));
+    assert!(other.contains("/disk?version=") && !scripts.contains(&other), "{other}");
+    let none = script(&gateway, &path(3));
+    assert!(none.contains("pool-empty"), "{none}");
+}
+
+#[test]
 fn a_machine_that_no_clone_can_be_made_for_reads_why() {
     let gateway = gateway(&[("CLONEGATE_BOOT_UNKNOWN", "create"), ("CLONEGATE_BOOT_TEMPLATE", "nowhere")], &[]);
     let text = script(&gateway, "/boot/mac/52-54-00-00-00-01.ipxe");

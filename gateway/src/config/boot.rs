@@ -20,6 +20,9 @@ pub struct Boot {
     /// The template of which a clone is made for an unknown machine, with `unknown = "create"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// The pool of which an unknown machine gets a clone, with `unknown = "pool"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// Directory that is served under `/efi/`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub efi: Option<PathBuf>,
@@ -36,6 +39,8 @@ pub enum UnknownMachine {
     Menu,
     /// A clone of `template`, made for its MAC address and kept for it.
     Create,
+    /// A clone of `pool`, given to its MAC address as to a user: of a floating pool, until it is switched off.
+    Pool,
 }
 
 impl Boot {
@@ -49,6 +54,10 @@ impl Boot {
             (UnknownMachine::Refuse, _) => Unknown::Refuse,
             (UnknownMachine::Menu, _) => Unknown::Menu,
             (UnknownMachine::Create, Some(template)) => Unknown::Create(template.clone()),
+            (UnknownMachine::Pool, _) => match &self.pool {
+                Some(pool) => Unknown::Pool(pool.clone()),
+                None => return Err(wrong("boot.pool", "unknown = \"pool\" needs a pool".to_owned())),
+            },
             (UnknownMachine::Create, None) => {
                 return Err(wrong("boot.template", "unknown = \"create\" needs a template".to_owned()));
             }
@@ -79,6 +88,10 @@ mod tests {
         assert_eq!(create.settings(None).unwrap_err().object(), Some("boot.template"));
         let create = Boot { template: Some("debian".to_owned()), ..create };
         assert_eq!(create.settings(None).unwrap().unknown, Unknown::Create("debian".to_owned()));
+        let pool = Boot { unknown: UnknownMachine::Pool, ..Boot::default() };
+        assert_eq!(pool.settings(None).unwrap_err().object(), Some("boot.pool"));
+        let pool = Boot { pool: Some("lab".to_owned()), ..pool };
+        assert_eq!(pool.settings(None).unwrap().unknown, Unknown::Pool("lab".to_owned()));
         let script = Boot { script: Some("/nonexistent/boot.ipxe".into()), ..Boot::default() };
         assert_eq!(script.settings(None).unwrap_err().object(), Some("boot.script"));
     }

@@ -34,6 +34,7 @@ const KEYS: &[&str] = &[
     "boot.script",
     "boot.unknown",
     "boot.template",
+    "boot.pool",
     "boot.efi",
     "identity.key_file",
     "log.level",

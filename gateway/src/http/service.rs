@@ -13,7 +13,7 @@ use clonegate_core::Error;
 use clonegate_core::format::sparse::MEDIA_TYPE;
 use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use tokio::runtime::Handle;
@@ -110,8 +110,13 @@ async fn later(
     let response = if DiskRoute::parse(request.uri().path()).is_some() {
         disk::serve(&shared, &watch, request).await
     } else {
+        let head = *request.method() == Method::HEAD;
         let response = route(&shared, &watch, request).await;
         watch.ward.counters.answered(RouteClass::Control, response.status().as_u16());
+        // Files out of volumes and boot programs are most of what some machines read.
+        let length = response.headers().get(header::CONTENT_LENGTH).filter(|_| !head);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        watch.ward.counters.sent(RouteClass::Control, length.unwrap_or(0));
         response
     };
     response.map(|body| body.watched(watch))

@@ -117,11 +117,13 @@ pub(super) struct Directory {
     gateway: Arc<Gateway>,
     clock: Clock,
     known: Mutex<Option<(u64, Arc<Machines>)>>,
+    /// Held while a machine is given a clone of a pool: however many ask with one MAC address, they get one.
+    giving: Mutex<()>,
 }
 
 impl Directory {
     pub(super) fn new(gateway: Arc<Gateway>, clock: Clock) -> Self {
-        Self { gateway, clock, known: Mutex::new(None) }
+        Self { gateway, clock, known: Mutex::new(None), giving: Mutex::new(()) }
     }
 
     pub(super) fn gateway(&self) -> &Gateway {
@@ -168,12 +170,21 @@ impl Directory {
         Ok(keys.iter().find_map(|key| machines.get(key)).cloned())
     }
 
-    /// The clone that a machine gets which has none. However many ask with one MAC, they get one clone.
+    /// The clone that a machine gets which has none: made for it, or out of a pool. However many ask with one MAC, they get one clone.
     ///
     /// # Errors
-    /// Those of creating a clone.
+    /// Those of creating a clone, or of a pool.
     pub(super) async fn assign(&self, facts: &Facts, unknown: &Unknown) -> Result<Option<CloneView>> {
-        let (Unknown::Create(template), Some(mac)) = (unknown, facts.mac()?) else { return Ok(None) };
+        let Some(mac) = facts.mac()? else { return Ok(None) };
+        let template = match unknown {
+            Unknown::Create(template) => template,
+            Unknown::Pool(pool) => {
+                let _giving = self.giving.lock().await;
+                let given = self.gateway.allocate(pool, mac.to_string()).await?;
+                return self.gateway.show_clone(&given.clone).await.map(Some);
+            }
+            Unknown::Refuse | Unknown::Menu => return Ok(None),
+        };
         let request = CreateClones {
             name: format!("{template}-{}", mac.digits()),
             template: template.clone(),

@@ -25,4 +25,6 @@ pub enum Unknown {
     Menu,
     /// A clone of this template, made for its MAC address and kept for it.
     Create(String),
+    /// A clone of this pool, given to its MAC address as to a user.
+    Pool(String),
 }
