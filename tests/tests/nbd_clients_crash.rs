@@ -11,6 +11,7 @@ cases! {
     "fio" => fio_verifies_over_kills_what_it_flushed_before;
     "/dev/fuse", "nbdfuse", "umount", "mke2fs", "e2fsck", "debugfs" => a_file_system_made_by_fuse_is_clean_after_a_kill;
     "nbdsh" => a_flush_on_one_connection_covers_what_another_wrote;
+    "nbdinfo" => the_list_has_clones_and_data_disks_and_what_a_flush_promises;
     "nbdinfo", "nbdcopy" => one_may_look_at_and_copy_a_clone_that_a_machine_writes_to;
 }
 
@@ -126,6 +127,22 @@ for number in range(3):
     assert h.pread(65536, number * 65536 + 4096) == bytes([number + 1]) * 65536, number
 "#;
     nbdsh(read, &[&uri(&gateway)]);
+}
+
+fn the_list_has_clones_and_data_disks_and_what_a_flush_promises() {
+    let gateway = gateway();
+    gateway.cli_ok(&["clone", "create", "desk", "--template", "demo", "--durability", "object"]);
+    let listed = run("nbdinfo", &["--list", "--json", &format!("nbd://{}", gateway.nbd())]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let mut told: Vec<(&str, &str)> = listed["exports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|export| (export["export-name"].as_str().unwrap(), export["description"].as_str().unwrap()))
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["desk", "disk/home"]);
+    assert!(told[0].1.ends_with("durability object") && told[1].1.ends_with("durability local"), "{told:?}");
 }
 
 fn one_may_look_at_and_copy_a_clone_that_a_machine_writes_to() {

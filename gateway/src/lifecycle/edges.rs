@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clonegate_core::Result;
 use clonegate_core::format::catalog::{CloneEntry, DiskEntry};
+use clonegate_core::format::clone::{CloneRecord, Durability};
 use futures::future::BoxFuture;
 
 use super::gateway::Gateway;
 use super::machines::Before;
 use super::open::{BEING_CHANGED, Of, Open};
+use crate::catalog::Named;
 use crate::device::{Device, Version};
 use crate::exports::{Attach, Attachment, Detach, ExportInfo, ExportName, Exports};
 
@@ -66,23 +68,36 @@ impl Exports for Gateway {
         Box::pin(async move {
             self.run(move |gateway| async move {
                 let clones = gateway.catalog.list::<CloneEntry>().await?;
-                let info = |clone: crate::catalog::Named<CloneEntry>| ExportInfo {
+                let clone = |clone: Named<CloneEntry>| ExportInfo {
                     name: clone.name.to_string(),
-                    description: format!("clone of {}:{}", clone.state.template, clone.state.version),
+                    description: format!(
+                        "clone of {}:{}, durability {}",
+                        clone.state.template,
+                        clone.state.version,
+                        mode(&clone.state.record)
+                    ),
                 };
-                let disk = |disk: crate::catalog::Named<DiskEntry>| ExportInfo {
-                    name: format!("disk/{}", disk.name),
-                    description: match &disk.state.attached_to {
-                        Some(clone) => format!("data disk of {clone}"),
-                        None => "data disk".to_owned(),
-                    },
+                let disk = |disk: Named<DiskEntry>| {
+                    let whose = disk.state.attached_to.as_ref().map(|clone| format!(" of {clone}")).unwrap_or_default();
+                    ExportInfo {
+                        name: format!("disk/{}", disk.name),
+                        description: format!("data disk{whose}, durability {}", mode(&disk.state.record)),
+                    }
                 };
                 let disks = gateway.catalog.list::<DiskEntry>().await?;
                 let served = disks.into_iter().filter(|disk| disk.state.archived_ms.is_none());
-                Ok(clones.into_iter().map(info).chain(served.map(disk)).take(limit).collect())
+                Ok(clones.into_iter().map(clone).chain(served.map(disk)).take(limit).collect())
             })
             .await
         })
+    }
+}
+
+fn mode(record: &CloneRecord) -> &'static str {
+    match record.durability {
+        Durability::Ephemeral => "ephemeral",
+        Durability::Local => "local",
+        Durability::Object => "object",
     }
 }
 

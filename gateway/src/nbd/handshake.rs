@@ -212,7 +212,8 @@ impl Negotiation<'_> {
             },
             OptionRequest::Info(name, kinds) => match self.look(&name).await {
                 Ok(device) => {
-                    self.describe(device.info(), &self.rules(&name, device.info()), &kinds, answers);
+                    let called = self.called(&name).await;
+                    self.describe(called, &self.rules(&name, device.info()), device.info(), &kinds, answers);
                     answers.ack();
                     return None;
                 }
@@ -220,7 +221,8 @@ impl Negotiation<'_> {
             },
             OptionRequest::Go(name, kinds) => match self.begin(&name).await {
                 Ok(session) => {
-                    self.describe(session.device.info(), &session.rules, &kinds, answers);
+                    let called = self.called(&name).await;
+                    self.describe(called, &session.rules, session.device.info(), &kinds, answers);
                     answers.ack();
                     return Some(Outcome::Begin(Box::new(session)));
                 }
@@ -302,6 +304,11 @@ impl Negotiation<'_> {
         }
     }
 
+    /// The name under which an export is found again, whatever it was asked for by.
+    async fn called(&self, name: &str) -> String {
+        self.resolve(name).await.map_or_else(|_| name.to_owned(), |export| export.to_string())
+    }
+
     /// Opens an export to tell of it, which is no power-on.
     async fn look(&self, name: &str) -> Result<Arc<dyn Device>> {
         let name = self.resolve(name).await?;
@@ -333,11 +340,11 @@ impl Negotiation<'_> {
         }
     }
 
-    fn describe(&self, info: &DeviceInfo, rules: &Rules, kinds: &[u16], answers: &mut Answers) {
+    fn describe(&self, name: String, rules: &Rules, info: &DeviceInfo, kinds: &[u16], answers: &mut Answers) {
         let mut say = |info| answers.say(&OptionReply::Info(info));
         say(Info::Export { size: info.size, flags: flags(info, rules) });
         if kinds.contains(&option::info::NAME) {
-            say(Info::Name(info.name.clone()));
+            say(Info::Name(name));
         }
         if kinds.contains(&option::info::DESCRIPTION) {
             say(Info::Description(info.description.clone()));
