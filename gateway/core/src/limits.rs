@@ -98,3 +98,11 @@ pub const IDENTITY_CARDS_MAX: usize = 16;
 pub const IDENTITY_DISK_BYTES: u64 = 4 * 1024 * 1024;
 /// Longest name of a host, bytes; one label has at most 63.
 pub const HOST_NAME_BYTES_MAX: usize = 253;
+/// How long the audit log is kept, milliseconds (90 days); whole days go.
+pub const AUDIT_KEPT_MS: u64 = 90 * 24 * 3_600_000;
+/// Objects of the audit log; beyond it the oldest days go.
+pub const AUDIT_OBJECTS_MAX: usize = 200_000;
+/// Entries of one object of the audit log; more wait for the next.
+pub const AUDIT_BATCH_MAX: usize = 512;
+/// Events that a gateway keeps for those who listen; a slower one is told that it missed some.
+pub const EVENTS_KEPT_MAX: usize = 4096;

@@ -117,6 +117,63 @@ impl Client {
         self.call(reqwest::Method::GET, path, &[], Body::None).await
     }
 
+    /// A GET with a query.
+    pub(super) async fn get_of<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> std::result::Result<T, Failure> {
+        self.call(reqwest::Method::GET, path, query, Body::None).await
+    }
+
+    /// Size and entity tag of a disk.
+    pub(super) async fn head(&self, path: &str) -> std::result::Result<(u64, String), Failure> {
+        let mut request = self.http.head(self.url(path, &[])?);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        if !response.status().is_success() {
+            // The answer to HEAD has no body that says why: that to GET has.
+            self.send(reqwest::Method::GET, path, &[], Body::None).await?;
+        }
+        let header =
+            |name| response.headers().get(name).and_then(|value: &reqwest::header::HeaderValue| value.to_str().ok());
+        let size = header(reqwest::header::CONTENT_LENGTH).and_then(|size| size.parse().ok());
+        match (size, header(reqwest::header::ETAG)) {
+            (Some(size), Some(etag)) => Ok((size, etag.to_owned())),
+            _ => Err(Error::internal("bad-answer", "the gateway does not say how large the disk is").on(path).into()),
+        }
+    }
+
+    /// Bytes `from..to` of a disk, of that version.
+    pub(super) async fn range(
+        &self,
+        path: &str,
+        from: u64,
+        to: u64,
+        etag: &str,
+    ) -> std::result::Result<Bytes, Failure> {
+        use reqwest::header::{IF_MATCH, RANGE};
+        let mut request = self.http.get(self.url(path, &[])?);
+        request = request.header(RANGE, format!("bytes={from}-{}", to - 1)).header(IF_MATCH, etag);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let status = response.status().as_u16();
+        let body = response.bytes().await.map_err(|e| self.unreachable(e))?;
+        match status {
+            206 if body.len() as u64 == to - from => Ok(body),
+            412 => Err(Error::conflict("changed-meanwhile", "it was written to while it was read")
+                .on(path)
+                .hint("switch the machine off first, and try again")
+                .into()),
+            206 => Err(Error::unavailable("cut-off", "an answer ended early").on(path).hint("try again").into()),
+            status => Err(Failure::of_answer(status, &body)),
+        }
+    }
+
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,

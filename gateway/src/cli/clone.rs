@@ -2,7 +2,10 @@
 
 use clap::{Args, Subcommand};
 
+use super::export::{self, Export};
 use super::failure::Failure;
+use super::full_clone;
+use super::jobs::Detach;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{
@@ -94,6 +97,37 @@ pub(super) enum Verb {
         /// Names or ids
         #[arg(required = true)]
         clones: Vec<String>,
+    },
+    /// Make a full clone of a linked one while it is in use: it needs its base no more
+    #[command(after_help = "Example:\n  clonegate clone promote desk-001 --dry-run")]
+    Promote {
+        /// Its name or id
+        clone: String,
+        #[command(flatten)]
+        dry_run: DryRun,
+        #[command(flatten)]
+        detach: Detach,
+    },
+    /// Move a clone that is switched off to another datastore, which gets its base if it has none
+    #[command(after_help = "Example:\n  clonegate clone move desk-001 --to big --dry-run")]
+    Move {
+        /// Its name or id
+        clone: String,
+        /// The datastore
+        #[arg(long)]
+        to: String,
+        #[command(flatten)]
+        dry_run: DryRun,
+        #[command(flatten)]
+        detach: Detach,
+    },
+    /// Write the bytes of a clone into a sparse raw or qcow2 file on this machine
+    #[command(after_help = "Example:\n  clonegate clone export desk-001 desk-001.qcow2")]
+    Export {
+        /// Its name or id
+        clone: String,
+        #[command(flatten)]
+        export: Export,
     },
     /// Hold a clone: nothing discards what it has written
     #[command(after_help = "Example:\n  clonegate clone hold desk-001 --reason 'under investigation'")]
@@ -274,11 +308,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         Verb::Create(create) => self::create(create, session).await,
         Verb::List => {
             let clones: Vec<CloneView> = client.list("clones").await?;
-            if session.form == Form::Json {
-                output::json(&clones);
-            } else {
-                output::table(&HEADERS, &clones.iter().map(row).collect::<Vec<_>>());
-            }
+            show_list(&clones, session);
             Ok(())
         }
         Verb::Show { clone } => {
@@ -374,6 +404,17 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             touched("labelled", &done, session);
             Ok(())
         }
+        Verb::Promote { clone, dry_run, detach } => {
+            let path = format!("clones/{}/promote", session.segment(&clone));
+            full_clone::start(&path, serde_json::json!({}), "promoted", dry_run, detach, session).await
+        }
+        Verb::Move { clone, to, dry_run, detach } => {
+            let path = format!("clones/{}/move", session.segment(&clone));
+            full_clone::start(&path, serde_json::json!({ "to": to }), "moved", dry_run, detach, session).await
+        }
+        Verb::Export { clone, export } => {
+            export::run(&format!("clones/{}", session.segment(&clone)), &clone, export, session).await
+        }
         Verb::Restore { clone, name, dry_run } => {
             let path = format!("clones/{}/restore", session.segment(&clone));
             let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({ "name": name })).await?;
@@ -423,6 +464,15 @@ async fn create(create: Create, session: &Session) -> Result<(), Failure> {
         output::line(&format!("{} {verb}: {first} … {last}", made.names.len()));
     }
     Ok(())
+}
+
+/// Prints clones.
+pub(super) fn show_list(clones: &[CloneView], session: &Session) {
+    if session.form == Form::Json {
+        output::json(&clones);
+    } else {
+        output::table(&HEADERS, &clones.iter().map(row).collect::<Vec<_>>());
+    }
 }
 
 const HEADERS: [&str; 7] = ["NAME", "TEMPLATE", "DATASTORE", "SIZE", "DURABILITY", "LIFETIME", "ATTACHED"];

@@ -4,6 +4,8 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
 use super::failure::Failure;
+use super::full_clone;
+use super::jobs::Detach;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{AddDatastore, DatastoreView, Touched};
@@ -45,6 +47,22 @@ pub(super) enum Verb {
         name: String,
         /// on or off
         state: OnOff,
+    },
+    /// Move clones that are switched off to another datastore
+    #[command(after_help = "Example:\n  clonegate datastore rebalance fast --to big --clones 20 --dry-run")]
+    Rebalance {
+        /// Its name
+        name: String,
+        /// The other datastore
+        #[arg(long)]
+        to: String,
+        /// At most so many; all that can go otherwise
+        #[arg(long)]
+        clones: Option<u32>,
+        #[command(flatten)]
+        dry_run: DryRun,
+        #[command(flatten)]
+        detach: Detach,
     },
 }
 
@@ -129,6 +147,11 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         Verb::Probe { name } => {
             let probed = client.post(&format!("{}/probe", path(&name)), &[], &serde_json::json!({})).await?;
             show(&probed, session);
+        }
+        Verb::Rebalance { name, to, clones, dry_run, detach } => {
+            let body = serde_json::json!({ "to": to, "clones": clones });
+            let path = format!("{}/rebalance", path(&name));
+            return full_clone::start(&path, body, "rebalanced", dry_run, detach, session).await;
         }
         Verb::Maintenance { name, state } => {
             let body = serde_json::json!({ "on": matches!(state, OnOff::On) });

@@ -106,7 +106,6 @@ fn path(job: &str, session: &Session) -> String {
 ///
 /// # Errors
 /// The failure of the job.
-#[expect(dead_code, reason = "for commands of long work")]
 pub(super) async fn follow(job: JobView, detach: Detach, session: &Session) -> Result<JobView, Failure> {
     if detach.detach {
         return Ok(job);

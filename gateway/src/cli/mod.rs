@@ -1,5 +1,6 @@
 //! The commands: noun, then verb. They talk REST to a gateway, except those that are a gateway.
 
+mod audit;
 mod base;
 mod bench;
 mod boot_test;
@@ -11,8 +12,10 @@ mod config;
 mod datastore;
 mod disk;
 mod doctor;
+mod export;
 mod failure;
 mod fsck;
+mod full_clone;
 mod identity;
 mod image;
 mod jobs;
@@ -101,6 +104,12 @@ enum Noun {
     /// The host memory cache in front of base reads
     #[command(subcommand)]
     Cache(cache::Verb),
+    /// Clones that need no base
+    #[command(subcommand)]
+    FullClone(full_clone::Verb),
+    /// Who did what, and why policy decided
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// Long work: what is under way and what came of it
     #[command(subcommand)]
     Jobs(jobs::Verb),
@@ -174,6 +183,8 @@ impl Cli {
             Noun::Update(verb) => update::run(verb, &session).await,
             Noun::Capacity(capacity) => capacity::run(capacity, &session).await,
             Noun::Cache(verb) => cache::run(verb, &session).await,
+            Noun::FullClone(verb) => full_clone::run(verb, &session).await,
+            Noun::Audit(verb) => audit::run(verb, &session).await,
             Noun::Jobs(verb) => jobs::run(verb, &session).await,
             Noun::Plugin(verb) => plugin::run(verb, &session).await,
             Noun::Bench(verb) => bench::run(verb, &session).await,

@@ -125,6 +125,8 @@ impl Running {
         }
         tracing::info!("stopping");
         let Self { gateway, http, nbd } = self;
+        // Those who listen to events would keep their connections otherwise.
+        gateway.events().close();
         let stop = async {
             if let Some(nbd) = nbd {
                 nbd.shutdown().await;

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use clonegate_core::ids::Name;
 
+use super::client::Client;
+use super::export::Export;
 use super::failure::Failure;
 use super::image::{self, Bar, Format};
 use super::output::{self, Form};
 use super::{DryRun, Session, touched};
 use crate::import;
-use crate::lifecycle::views::{TemplateView, Touched};
+use crate::lifecycle::views::{BaseView, TemplateView, Touched};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -65,6 +67,16 @@ pub(super) enum Verb {
     /// The identity that new clones get
     #[command(subcommand)]
     Identity(super::identity::TemplateVerb),
+    /// Write the bytes of a template version into a sparse raw or qcow2 file on this machine
+    #[command(
+        after_help = "Examples:\n  clonegate template export win11 win11.qcow2\n  clonegate template export win11:2 win11-2.img --format raw"
+    )]
+    Export {
+        /// NAME or NAME:VERSION; NAME alone takes the published version
+        template: String,
+        #[command(flatten)]
+        export: Export,
+    },
     /// Delete a template, or one version of it, that no clone needs
     #[command(after_help = "Example:\n  clonegate template delete win11:1 --dry-run")]
     Delete {
@@ -197,6 +209,14 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             show(&client.post(&format!("{}/rollback", path(&name)), &[], &serde_json::json!({})).await?, session);
         }
         Verb::Identity(verb) => super::identity::of_template(verb, session).await?,
+        Verb::Export { template, export } => {
+            let (name, version) = super::template_and_version(&template)?;
+            let what = match version {
+                None => path(&name),
+                Some(version) => base_of(&client, &name, version, session).await?,
+            };
+            return super::export::run(&what, &template, export, session).await;
+        }
         Verb::Delete { template, dry_run } => {
             let (name, version) = super::template_and_version(&template)?;
             let mut query = dry_run.query();
@@ -206,6 +226,18 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// A base of this version, by whose bytes it is read.
+async fn base_of(client: &Client, name: &str, version: u32, session: &Session) -> Result<String, Failure> {
+    let bases: Vec<BaseView> = client.list("bases").await?;
+    let base = bases.into_iter().find(|base| base.template == name && base.version == version);
+    let base = base.ok_or_else(|| {
+        clonegate_core::Error::not_found("no-base", "there is no base of this version")
+            .on(format!("{name}:{version}"))
+            .hint("publish the version and export the template, or make a clone of it")
+    })?;
+    Ok(format!("bases/{}", session.segment(&base.id)))
 }
 
 fn row(template: &TemplateView) -> Vec<String> {

@@ -167,6 +167,31 @@ async fn close(store: &Store, state: &mut LogState, mut next: Position, by: u64,
     }
 }
 
+/// Makes sure, after the tombstone of a volume was put, that nobody owns or opens it any more. `last` is the last epoch that had an owner, which
+/// has closed it. False when somebody opened it since.
+///
+/// # Errors
+/// `Fenced` when too many claim at the same time; what the store gives.
+pub async fn fence(store: &Store, clone: &CloneRecord, last: u64, gateway: GatewayId, clock: &Clock) -> Result<bool> {
+    // An epoch of ours, put after the tombstone: whoever claims a later one sees the tombstone.
+    let loaded = Loaded { state: LogState::born(clone), listing: Listing::read(store, clone.id).await?, end: None };
+    let who = Claimant { gateway, journal: None, fresh: false, lost_tail: false };
+    let mine = claim_epoch(store, clone, &loaded, &who, clock).await?;
+    for epoch in last + 1..mine {
+        // Whoever claimed this one, and did not see the tombstone, has not opened it and cannot any more.
+        let at = Position::new(epoch, 0);
+        let key = keys::log(clone.id, at.epoch, at.sequence);
+        let PutNew::Exists(there) = store.put_new(&key, poison(&loaded.state, at, mine, clock)?).await? else {
+            continue;
+        };
+        match decode_head(&there, there.len() as u64).map_err(|e| e.on(key.to_string()))? {
+            Head::Whole(head) if matches!(head.record.what, Change::Poison { .. }) => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
 /// Puts the first record of our epoch: from then on we are the owner.
 async fn open(
     store: &Store,

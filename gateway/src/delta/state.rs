@@ -258,6 +258,10 @@ impl LogState {
                 self.image = self.image_of(None)?;
                 self.kept.retain(|k| k.kept.name.is_some());
             }
+            Change::Promote => {
+                self.image.base = None;
+                self.kept.retain(|k| k.kept.name.is_some());
+            }
             Change::Unlink { .. } | Change::Close | Change::Poison { .. } => {}
         }
         if self.image.base != record.base {

@@ -9,6 +9,7 @@ use clonegate_core::ids::{CloneId, Name};
 use clonegate_core::{Error, Result};
 
 use super::datastores::NO_END;
+use super::events::EventKind;
 use super::gateway::Gateway;
 use super::views::{AlertView, CapacityLimit, CapacityLine, CapacityQuery, CapacityView, Savings};
 use crate::store::keys;
@@ -220,6 +221,8 @@ impl Gateway {
         for alert in &alerts {
             let key = (alert.kind.clone(), alert.name.clone());
             if said.get(&key) != Some(&alert.level) {
+                let data = serde_json::json!({ "kind": alert.kind, "level": alert.level, "percent": alert.percent });
+                self.events.tell(EventKind::Capacity, &alert.name, data);
                 tracing::warn!(level = %alert.level, kind = %alert.kind, name = %alert.name, percent = alert.percent, "it is getting full");
             }
         }

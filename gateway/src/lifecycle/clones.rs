@@ -12,6 +12,7 @@ use clonegate_core::format::clone::{CloneRecord, VolumeKind};
 use clonegate_core::ids::{CloneId, Name};
 use clonegate_core::{Error, ErrorKind, Result};
 
+use super::events::EventKind;
 use super::gateway::Gateway;
 use super::labels::check_labels;
 use super::names;
@@ -189,6 +190,10 @@ impl Gateway {
             }
             return Err(error);
         }
+        for clone in &named {
+            let (kind, data) = (EventKind::CloneCreated, serde_json::json!({ "template": order.template }));
+            self.events.tell(kind, clone.name.as_str(), data);
+        }
         let mut views: Vec<CloneView> = named.iter().map(|clone| self.clone_view(clone)).collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(views)
@@ -288,6 +293,7 @@ impl Gateway {
             self.drop_identity(identity.record).await;
         }
         self.remove_later(deleted.state);
+        self.events.tell(EventKind::CloneDeleted, found.name.as_str(), serde_json::json!({}));
         Ok(touched)
     }
 

@@ -27,12 +27,17 @@ const GRACE_MS: u64 = 3_600_000;
 struct Owners {
     clones: HashMap<CloneId, Named<CloneEntry>>,
     disks: HashSet<CloneId>,
+    /// Volumes that jobs are making or moving.
+    at_work: HashSet<CloneId>,
     templates: Vec<Named<TemplateEntry>>,
 }
 
 impl Owners {
-    fn owns(&self, id: CloneId) -> bool {
-        self.clones.contains_key(&id) || self.disks.contains(&id)
+    /// Whether the volume has a name that says this datastore, or is on its way there.
+    fn owns(&self, id: CloneId, datastore: &Name) -> bool {
+        self.clones.get(&id).is_some_and(|clone| clone.state.datastore == *datastore)
+            || self.disks.contains(&id)
+            || self.at_work.contains(&id)
     }
 }
 
@@ -54,6 +59,7 @@ impl Gateway {
             clones: clones.into_iter().map(|c| (c.state.record.id, c)).collect(),
             disks: self.catalog.list::<DiskEntry>().await?.into_iter().map(|d| d.state.record.id).collect(),
             templates: self.catalog.list::<TemplateEntry>().await?,
+            at_work: self.job_volumes().await?,
         };
         let mut report = FsckReport::default();
         for datastore in self.datastores.all() {
@@ -103,7 +109,7 @@ impl Check<'_> {
             for record in self.datastore.table.slots(base.record.id).await? {
                 self.report.objects += 1;
                 taken.insert((base.record.id, record.slot), record.id);
-                if self.points_back(&record, base.record.id) {
+                if self.owners.at_work.contains(&record.id) || self.points_back(&record, base.record.id) {
                     continue;
                 }
                 // A clone that moves is older than its new slot.
@@ -119,7 +125,11 @@ impl Check<'_> {
 
     fn points_back(&self, record: &CloneRecord, base: BaseId) -> bool {
         let clone = self.owners.clones.get(&record.id);
-        clone.is_some_and(|c| c.state.record.base == Some(base) && c.state.record.slot == record.slot)
+        clone.is_some_and(|c| {
+            c.state.record.base == Some(base)
+                && c.state.record.slot == record.slot
+                && c.state.datastore == self.datastore.name
+        })
     }
 
     async fn orphan_slot(&mut self, record: &CloneRecord, base: BaseId) -> Result<()> {
@@ -189,11 +199,13 @@ impl Check<'_> {
         for id in self.datastore.store.list_dirs(&keys::clones()).await? {
             let Ok(id) = id.parse::<CloneId>() else { continue };
             self.report.objects += 1;
-            if self.owners.owns(id) {
+            if self.owners.owns(id, &self.datastore.name) {
                 continue;
             }
             let own = keys::clone_dir(id);
             let listed = self.datastore.store.list(&own).await?;
+            // The tombstone of a clone that was moved is left for readers on other gateways.
+            let moved = self.owners.clones.contains_key(&id) && listed.iter().all(|object| object.key == "deleted");
             let mut newest = 0;
             for object in listed.iter().take(4) {
                 if let Ok(meta) = self.datastore.store.head(&own.key(&object.key)?).await {
@@ -208,7 +220,9 @@ impl Check<'_> {
                     self.datastore.store.delete(&own.key(&object.key)?).await?;
                 }
             }
-            self.found(&own, format!("{} objects of a volume that nobody has", listed.len()), self.repair);
+            if !moved {
+                self.found(&own, format!("{} objects of a volume that nobody has", listed.len()), self.repair);
+            }
         }
         Ok(())
     }

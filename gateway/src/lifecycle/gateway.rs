@@ -12,8 +12,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::advisor::Advisor;
+use super::audit::Audit;
 use super::context;
 use super::datastores::{self, DatastoreSettings, Datastores};
+use super::events::Events;
 use super::jobs::{self, Jobs};
 use super::machines::Machines;
 use super::open::OpenDevices;
@@ -33,6 +35,8 @@ const RESET_RULES: Duration = Duration::from_secs(30);
 const FILL_POOLS: Duration = Duration::from_secs(60);
 /// How often a datastore that does not answer is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(15);
+/// How often the audit log is looked at for what is past its time.
+const TEND_AUDIT: Duration = Duration::from_secs(6 * 3600);
 /// How often the bytes in datastores are counted.
 const COUNT_AGAIN: Duration = Duration::from_secs(300);
 
@@ -77,6 +81,8 @@ pub struct Gateway {
     pub(super) open: OpenDevices,
     pub(super) engine: Arc<Engine>,
     pub(super) jobs: Jobs,
+    pub(super) audit: Audit,
+    pub(super) events: Events,
     /// Clones to be reset as soon as nobody has them open.
     pub(super) reset_waits: Mutex<HashSet<CloneId>>,
     /// Which machines may still run, and which are known to be off.
@@ -109,6 +115,8 @@ impl Gateway {
             me: Weak::clone(me),
             catalog: Catalog::new(home.clone(), clock.clone()),
             jobs: Jobs::new(home.clone(), &clock),
+            audit: Audit::new(home.clone(), settings.gateway, clock.clone()),
+            events: Events::new(&clock),
             home,
             datastores: Datastores::default(),
             icache: ICache::new(settings.icache_bytes),
@@ -199,6 +207,7 @@ impl Gateway {
         self.every(RESET_RULES, Self::apply_reset_rules);
         self.every(jobs::LOOK, Self::tend_jobs);
         self.every(FILL_POOLS, Self::fill_pools);
+        self.every(TEND_AUDIT, Self::tend_audit);
         self.every(TRY_AGAIN, |gateway| async move {
             // Another gateway may have added one, or taken one into maintenance.
             if let Err(error) = gateway.open_datastores().await {
@@ -238,6 +247,7 @@ impl Gateway {
 
     /// Closes everything that is open, so that what was acknowledged is where its durability mode says.
     pub async fn stop(&self) {
+        self.events.close();
         self.jobs.stop(&self.clock).await;
         self.note_running_machines().await;
         self.open.close_all(&self.clock).await;

@@ -1,6 +1,7 @@
 //! What happens to templates, bases and clones: the order of store operations that makes each verb crash-safe.
 
 pub mod advisor;
+mod audit;
 mod capacity;
 mod clones;
 pub mod context;
@@ -8,19 +9,25 @@ mod copying;
 mod datastores;
 mod disks;
 mod edges;
+pub mod events;
 mod fsck;
 mod fsck_home;
+mod full;
 mod gateway;
 mod identity;
 mod jobs;
 mod labels;
 mod machines;
+mod moving;
 mod names;
 mod open;
 mod placement;
 mod pools;
 mod power;
+mod promote;
+mod rebalance;
 mod removal;
+mod replica;
 mod reset;
 mod retention;
 mod rollouts;

@@ -14,6 +14,8 @@ use clonegate_core::format::catalog::{CloneEntry, TemplateEntry};
 use clonegate_core::ids::CloneId;
 use clonegate_core::{Error, Result};
 
+use super::audit::Act;
+use super::context;
 use super::gateway::Gateway;
 use super::open::{Of, Open};
 use super::placement::{advised, image};
@@ -25,6 +27,17 @@ use crate::exports::CloneRef;
 impl Gateway {
     pub(super) async fn do_power_clone(self: Arc<Self>, clone: String, event: PowerEvent) -> Result<PowerOutcome> {
         let clone = self.find_clone(&clone.parse()?).await?;
+        let outcome = self.act_on_power(&clone, event).await;
+        let (reason, policy) = match &outcome {
+            Ok(outcome) => (format!("{event:?}: {}, {}", outcome.action, outcome.reason), outcome.by.clone()),
+            Err(_) => (format!("{event:?}"), String::new()),
+        };
+        let act = Act { action: "clone power", object: clone.name.as_str(), reason: &reason, policy: &policy };
+        self.note(act, &outcome.as_ref().map(drop).map_err(Clone::clone)).await;
+        outcome
+    }
+
+    async fn act_on_power(self: &Arc<Self>, clone: &Named<CloneEntry>, event: PowerEvent) -> Result<PowerOutcome> {
         match event {
             // Whoever switches it on knows that its machine begins anew, however the last connection ended.
             PowerEvent::On => {
@@ -33,11 +46,11 @@ impl Gateway {
                 {
                     volume.begin_anew();
                 }
-                self.note_off_unless_attached(&clone).await?;
-                self.do_what_waits(&clone).await
+                self.note_off_unless_attached(clone).await?;
+                self.do_what_waits(clone).await
             }
-            PowerEvent::Off => self.powered_off(&clone, ResetEvent::PowerOff).await,
-            PowerEvent::Logoff => self.ask_reset(&clone, ResetEvent::LogOff).await,
+            PowerEvent::Off => self.powered_off(clone, ResetEvent::PowerOff).await,
+            PowerEvent::Logoff => self.ask_reset(clone, ResetEvent::LogOff).await,
         }
     }
 
@@ -54,7 +67,7 @@ impl Gateway {
             return Ok(waited);
         }
         if let (Some(rule), Ok(())) = (self.rule_due(clone), self.check_discard(clone)) {
-            self.discard(clone, ResetOnto::SameBase).await?;
+            self.discard(clone, ResetOnto::SameBase, (&rule, "rule")).await?;
             self.back_to_pool(clone).await?;
             tracing::info!(clone = %clone.name, rule, "reset by its own rule");
             return Ok(outcome(clone, "reset", &rule, "rule"));
@@ -132,7 +145,7 @@ impl Gateway {
                     self.reset_waits.lock().insert(entry.record.id);
                     return Ok(outcome(clone, "reset-when-detached", &plan.reason, &advice.by));
                 }
-                self.discard(clone, plan.onto).await?;
+                self.discard(clone, plan.onto, (&plan.reason, &advice.by)).await?;
                 self.back_to_pool(clone).await?;
                 tracing::info!(clone = %clone.name, by = %advice.by, reason = %plan.reason, decision = %advice.decision, "reset");
                 Ok(outcome(clone, "reset", &plan.reason, &advice.by))
@@ -152,7 +165,15 @@ impl Gateway {
         }
     }
 
-    async fn discard(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto) -> Result<()> {
+    /// Discards what a clone holds, and notes why: what was said, and who said it.
+    async fn discard(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto, why: (&str, &str)) -> Result<()> {
+        let done = self.discard_onto(clone, onto).await;
+        let (reason, policy) = why;
+        self.note(Act { action: "clone reset", object: clone.name.as_str(), reason, policy }, &done).await;
+        done
+    }
+
+    async fn discard_onto(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto) -> Result<()> {
         self.check_discard(clone)?;
         if onto == ResetOnto::NewestBase {
             let version = self.version_for_clones(&clone.state.template, None).await?;
@@ -198,9 +219,13 @@ impl Gateway {
             gateway.reset_waits.lock().remove(&id);
             let asked = async {
                 let clone = gateway.find_clone(&CloneRef::Id(id)).await?;
-                gateway.powered_off(&clone, ResetEvent::PowerOff).await
+                let off = gateway.powered_off(&clone, ResetEvent::PowerOff).await;
+                let reason = "its last writer said good-bye over NBD, and nobody followed";
+                let act = Act { action: "clone power", object: clone.name.as_str(), reason, policy: "" };
+                gateway.note(act, &off.as_ref().map(drop).map_err(Clone::clone)).await;
+                off
             };
-            if let Err(error) = asked.await {
+            if let Err(error) = Box::pin(context::within(context::Request::new("nbd", None), asked)).await {
                 tracing::warn!(%id, %error, "the power-off could not be handled");
             }
         });
@@ -228,7 +253,7 @@ impl Gateway {
                 Ok(Some(now)) if self.rule_due(&now).is_some() && self.check_discard(&now).is_ok() => now,
                 _ => continue,
             };
-            match self.discard(&now, ResetOnto::SameBase).await {
+            match self.discard(&now, ResetOnto::SameBase, (&rule, "rule")).await {
                 Ok(()) => tracing::info!(clone = %clone.name, rule, "reset by its own rule"),
                 Err(error) => tracing::warn!(clone = %clone.name, %error, "its reset rule failed"),
             }

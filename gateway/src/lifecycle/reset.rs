@@ -7,6 +7,7 @@ use clonegate_core::format::catalog::CloneEntry;
 use clonegate_core::ids::Name;
 use clonegate_core::{Error, Result};
 
+use super::audit::Act;
 use super::gateway::Gateway;
 use super::open::{BEING_CHANGED, Barred, Open, attached};
 use super::update::Change;
@@ -107,8 +108,19 @@ impl Gateway {
         format!("what it wrote can be had back for {} h with clone undo", window.as_secs().div_ceil(3600))
     }
 
+    /// Fails for a clone that has no base to go back to: a reset would leave nothing of it.
+    pub(super) fn check_base(clone: &Named<CloneEntry>) -> Result<()> {
+        if clone.state.record.base.is_some() {
+            return Ok(());
+        }
+        Err(Error::conflict("full-clone", "it is a full clone: it has no base to go back to")
+            .on(clone.name.as_str())
+            .hint("restore a snapshot, or delete it and make another"))
+    }
+
     /// Drops what a quiet clone has written.
     pub(super) async fn drop_delta(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<()> {
+        Self::check_base(clone)?;
         let (_barred, volume) = self.quiet(clone).await?;
         volume.reset(None).await?;
         self.note_reset(clone).await
@@ -116,6 +128,7 @@ impl Gateway {
 
     pub(super) async fn do_reset_clone(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
         let clone = self.find_clone(&clone.parse()?).await?;
+        Self::check_base(&clone)?;
         let touched = {
             let (_open, volume) = self.volume(&clone).await?;
             self.would_touch(&clone, &volume, dry_run)
@@ -124,7 +137,11 @@ impl Gateway {
             return Ok(touched);
         }
         self.check_ordered(&clone)?;
-        self.drop_delta(&clone).await?;
+        let reset = self.drop_delta(&clone).await;
+        let act =
+            Act { action: "clone reset", object: clone.name.as_str(), reason: "an operator asked for it", policy: "" };
+        self.note(act, &reset).await;
+        reset?;
         Ok(touched)
     }
 

@@ -16,6 +16,9 @@ impl Gateway {
     /// Makes the record of a clone say the base that its log says. Gives the new record when it changed.
     pub(super) async fn settle_base(&self, clone: &Named<CloneEntry>, volume: &Volume) -> Result<Option<CloneRecord>> {
         let (there, said) = (volume.status().base, clone.state.record.base);
+        if there.is_none() && said.is_some() {
+            return self.finish_promotion(clone, volume).await;
+        }
         let (Some(base), true) = (there, there != said) else { return Ok(None) };
         let datastore = self.datastores.get(&clone.state.datastore)?;
         let id = clone.state.record.id;

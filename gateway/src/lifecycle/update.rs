@@ -12,6 +12,7 @@ use clonegate_core::ids::{BaseId, Name};
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
 
+use super::audit::Act;
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use super::open::{Barred, Of};
@@ -315,6 +316,9 @@ impl Gateway {
             return Err(error);
         }
         self.adopt(clone, to, &place.record).await?;
+        let reason = format!("to version {} of {}", to.1, to.0);
+        let act = Act { action: "clone update", object: clone.name.as_str(), reason: &reason, policy: "" };
+        self.note(act, &Ok(())).await;
         // It is opened anew with its new record; until then nobody attaches.
         self.open.close_of(Of::Clone(id), &self.clock).await;
         drop(barred);

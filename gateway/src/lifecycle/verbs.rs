@@ -7,11 +7,12 @@ use clonegate_core::advice::Lifetime;
 
 use super::gateway::Gateway;
 use super::views::{
-    AddDatastore, AlertView, Allocated, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels, ChangePool,
-    CloneView, CreateClones, CreateDisk, CreatePool, CreatedClones, DatastoreView, DiskView, FsckReport, IdentitySpec,
-    IdentityView, ImportTemplate, JobView, ListJobs, ListQuery, Page, PoolView, PowerEvent, PowerOutcome,
-    ReferenceTemplate, RenewIdentity, ResetRulesView, RolloutAction, SetIdentity, SnapshotView, TemplateIdentityView,
-    TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
+    AddDatastore, AlertView, Allocated, AuditView, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels,
+    ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, CreatedClones, DatastoreView,
+    DiskView, FsckReport, IdentitySpec, IdentityView, ImportTemplate, JobView, ListAudit, ListJobs, ListQuery, Page,
+    PoolView, PowerEvent, PowerOutcome, Rebalance, ReferenceTemplate, RenewIdentity, ResetRulesView, RolloutAction,
+    SetIdentity, SnapshotView, Started, TemplateIdentityView, TemplateView, ToTemplate, Touched, UpdateClones,
+    UpdatedClones,
 };
 use crate::identity::Identity;
 use crate::import::{Input, Progress};
@@ -315,6 +316,36 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Invalid`.
     capacity => do_capacity(query: CapacityQuery) -> CapacityView;
+    /// Makes a clone that needs no base, by copying a template version, as a job.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists`; `Unsupported` for an ephemeral one; `Exhausted` with code `no-place`; `Conflict` with code `job-running`.
+    create_full_clone => do_create_full_clone(request: CreateFullClone, dry_run: bool) -> Started;
+    /// Full clones, by name.
+    ///
+    /// # Errors
+    /// Those of the home.
+    list_full_clones => do_list_full_clones(query: ListQuery) -> Page<CloneView>;
+    /// Makes a full clone of a linked one while it is in use, as a job.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with codes `full-clone`, `has-snapshots`, `job-running`; `Unsupported` for an ephemeral one.
+    promote_clone => do_promote_clone(clone: String, dry_run: bool) -> Started;
+    /// Moves a clone to another datastore, as a job.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with codes `there-already`, `attached`, `held`, `has-snapshots`, `maintenance`, `not-thin`, `job-running`.
+    move_clone => do_move_clone(clone: String, to: String, dry_run: bool) -> Started;
+    /// Moves clones that nobody has open from one datastore to another, as a job.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict`.
+    rebalance_datastore => do_rebalance(name: String, request: Rebalance, dry_run: bool) -> Started;
+    /// Who did what, the newest first.
+    ///
+    /// # Errors
+    /// Those of the home; `Corrupt`.
+    list_audit => do_list_audit(query: ListAudit) -> Page<AuditView>;
     /// Jobs, the newest first.
     ///
     /// # Errors

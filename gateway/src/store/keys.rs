@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, IdentityId, IndexId, JobId, Name, PackId, Sequence};
+use clonegate_core::ids::{
+    BaseId, CloneId, Epoch, GatewayId, IdentityId, IndexId, JobId, Name, Nonce, PackId, Sequence,
+};
 use clonegate_core::{Error, Result};
 use object_store::path::Path;
 
@@ -260,6 +262,22 @@ pub fn job_dir(job: JobId) -> Prefix {
 /// `jobs/`.
 pub fn jobs() -> Prefix {
     prefix("jobs".to_owned())
+}
+
+/// `audit/<day>/<…>`: entries that one gateway noted together; names ascend with time.
+pub fn audit(day: u64, ms: u64, gateway: GatewayId, nonce: Nonce) -> Key {
+    let unique = u128::from_be_bytes(nonce.0);
+    key(format!("audit/{day:05}/{ms:020}-{gateway}-{unique:032x}"))
+}
+
+/// `audit/<day>/`: the entries of one day, counted from 1970 UTC.
+pub fn audit_day(day: u64) -> Prefix {
+    prefix(format!("audit/{day:05}"))
+}
+
+/// `audit/`.
+pub fn audits() -> Prefix {
+    prefix("audit".to_owned())
 }
 
 /// `exclusive`: who owns a datastore that is marked exclusive.

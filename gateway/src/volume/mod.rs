@@ -6,6 +6,7 @@
 mod base;
 mod commit;
 mod core;
+mod fill;
 mod ops;
 mod own;
 mod plan;
@@ -264,6 +265,25 @@ impl Volume {
         self.core.operate(Operation::Restore(name)).await?;
         self.core.begin_anew();
         Ok(())
+    }
+
+    /// Copies what of `range` comes from the base into the delta, never over what is written meanwhile; says how many bytes that were.
+    ///
+    /// # Errors
+    /// What reading the base gives; `Fenced`; what the store gives.
+    pub async fn fill(&self, range: ByteRange) -> Result<u64> {
+        self.core.fill(range).await
+    }
+
+    /// Lets the base go, when the delta holds all that the base held. Bytes do not change.
+    ///
+    /// # Errors
+    /// `Conflict` with code `base-needed` when [`Volume::fill`] has not come everywhere, or `has-snapshots`; `Fenced`.
+    pub async fn promote(&self) -> Result<()> {
+        match self.core.needed().await? {
+            None => Ok(()),
+            Some(needed) => self.core.operate(Operation::Promote(needed)).await,
+        }
     }
 
     /// Puts everything accepted into the store and gives the volume up; it is unusable afterwards.

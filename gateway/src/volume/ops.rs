@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::base::BaseRead;
 use super::commit::{Command, Committer, closed};
 use super::core::Core;
+use super::fill::Needed;
 use crate::delta::load::read_checkpoint;
 use crate::device::Version;
 
@@ -28,6 +29,8 @@ pub(super) enum Operation {
     Reset(Option<Arc<dyn BaseRead>>),
     /// Take the last reset or restore back.
     Undo,
+    /// Let the base go: the delta holds all of it.
+    Promote(Needed),
 }
 
 impl Core {
@@ -70,6 +73,7 @@ impl Committer {
             }
             Operation::Restore(name) => self.restore(Some(name)).await,
             Operation::Undo => self.restore(None).await,
+            Operation::Promote(needed) => self.promote(&needed).await,
             Operation::Reset(base) => self.reset(base).await,
         }
     }
@@ -93,6 +97,28 @@ impl Committer {
         self.drain().await?;
         let (record, upto) = self.record(Change::Snapshot { name }, 0, None);
         self.put_alone(record, upto).await
+    }
+
+    /// One record, put only when everything that it speaks of is in the log.
+    async fn promote(&mut self, needed: &Needed) -> Result<()> {
+        self.drain().await?;
+        {
+            let state = self.core.state.read();
+            let name = || self.core.record.name.to_string();
+            if state.log.kept.iter().any(|k| k.kept.name.is_some() && k.kept.base.is_some()) {
+                return Err(Error::conflict("has-snapshots", "snapshots of it need the base").on(name()));
+            }
+            let base = state.base.as_ref().map(|base| base.id());
+            if base != Some(needed.base) || needed.missing(&state).is_some() {
+                return Err(Error::conflict("base-needed", "the delta does not hold all of the base").on(name()));
+            }
+        }
+        let (record, upto) = self.record(Change::Promote, 0, Some(None));
+        self.put_alone(record, upto).await?;
+        let mut state = self.core.state.write();
+        state.base = None;
+        self.core.publish(&state);
+        Ok(())
     }
 
     fn undo_until_ms(&self) -> u64 {

@@ -138,7 +138,10 @@ impl Core {
                 return Ok(());
             }
             let listing = Listing::read(&core.store, core.record.id).await?;
-            if listing.deleted {
+            let vanished = listing.logs.is_empty() && core.state.read().seen.0.is_some();
+            if listing.deleted || vanished {
+                // Deleted, or moved to another datastore: whoever asks for it by its name finds out which.
+                core.die(&closed(&core));
                 return Err(
                     Error::not_found("clone-deleted", "the volume was deleted").on(core.record.name.to_string())
                 );

@@ -185,7 +185,7 @@ impl Core {
     }
 
     /// Counts an accepted change and wakes the committer when it has something to do.
-    fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
+    pub(super) fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
         state.mark.set(true);
         state.open_bytes += bytes;
         state.open_permits.extend(permits);
@@ -280,7 +280,7 @@ impl Core {
     }
 
     /// Waits for room in the dirty budgets: this volume's, then everybody's.
-    async fn room(self: &Arc<Self>, bytes: u64) -> Result<Vec<OwnedSemaphorePermit>> {
+    pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> Result<Vec<OwnedSemaphorePermit>> {
         let limit = |budget: u64| units(budget.max(BLOCK_BYTES));
         let settings = &self.engine.settings;
         let own = units(bytes).min(limit(settings.dirty_bytes_per_volume));

@@ -54,6 +54,24 @@ pub struct CloneRecord {
     pub created_ms: u64,
 }
 
+/// `clones/<clone>/deleted`: nobody opens or claims the volume in this datastore any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedRecord {
+    /// The volume.
+    pub id: CloneId,
+    /// Tells our own put from another's.
+    pub nonce: Nonce,
+    /// When, milliseconds since 1970 UTC.
+    pub deleted_ms: u64,
+    /// The datastore that it is on now, when it was moved.
+    pub moved_to: Option<Name>,
+}
+
+impl Record for DeletedRecord {
+    const KIND: Kind = Kind::CloneDeleted;
+    const VERSION: u16 = 1;
+}
+
 impl Record for CloneRecord {
     const KIND: Kind = Kind::Clone;
     const VERSION: u16 = 1;

@@ -135,6 +135,8 @@ pub enum Change {
         /// The newer epoch.
         by: Epoch,
     },
+    /// The delta holds all that the base held; the volume is without one from here on, and a reset before it can no longer be undone.
+    Promote,
 }
 
 /// `clones/<clone>/log/<e>/<seq>`.

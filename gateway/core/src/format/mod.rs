@@ -3,6 +3,7 @@
 //! Every record is bincode in one [`envelope`]; large arrays are plain little-endian sections behind it.
 //! `docs/format.md` tells the bytes; golden files hold both true.
 
+pub mod audit;
 pub mod base;
 pub mod bootset;
 pub mod catalog;

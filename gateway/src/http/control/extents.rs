@@ -86,7 +86,37 @@ pub(super) async fn extents(
     Query(query): Query<ExtentsQuery>,
 ) -> Answer<Extents> {
     let name: CloneRef = clone.parse()?;
-    let device = control.exports.open(ExportName::Clone(name)).await?;
+    answer(&control, ExportName::Clone(name), query).await
+}
+
+/// What of the published version of a template is zero.
+#[utoipa::path(
+    get, path = "/v1/templates/{template}/extents", tag = "templates", params(("template" = String, Path, description = "Name"), ExtentsQuery),
+    responses((status = 200, body = Extents), (status = 404, body = crate::http::problem::Problem))
+)]
+pub(super) async fn template_extents(
+    State(control): State<Control>,
+    Path(template): Path<String>,
+    Query(query): Query<ExtentsQuery>,
+) -> Answer<Extents> {
+    answer(&control, ExportName::Template(template.parse()?), query).await
+}
+
+/// What of a base is zero.
+#[utoipa::path(
+    get, path = "/v1/bases/{base}/extents", tag = "bases", params(("base" = String, Path, description = "Id"), ExtentsQuery),
+    responses((status = 200, body = Extents), (status = 404, body = crate::http::problem::Problem))
+)]
+pub(super) async fn base_extents(
+    State(control): State<Control>,
+    Path(base): Path<String>,
+    Query(query): Query<ExtentsQuery>,
+) -> Answer<Extents> {
+    answer(&control, ExportName::Base(base.parse()?), query).await
+}
+
+async fn answer(control: &Control, name: ExportName, query: ExtentsQuery) -> Answer<Extents> {
+    let device = control.exports.open(name).await?;
     let limit = query.limit.unwrap_or(EXTENTS).clamp(1, EXTENTS_MAX);
     Ok(Json(walk(&*device, query.cursor.unwrap_or(0), limit).await?))
 }

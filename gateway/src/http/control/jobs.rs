@@ -22,7 +22,6 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
 }
 
 /// The answer to a request whose work goes on: 202, where to ask, and the job.
-#[expect(dead_code, reason = "for handlers of long work")]
 pub(super) fn accepted(job: JobView) -> Response {
     let location = HeaderValue::from_str(&format!("/v1/jobs/{}", job.id)).ok();
     let mut response = (StatusCode::ACCEPTED, Json(job)).into_response();

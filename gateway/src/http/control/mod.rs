@@ -1,6 +1,7 @@
 //! The control interface: an axum router, and the OpenAPI document made from its handlers.
 
 pub(super) mod answer;
+mod audit;
 mod bases;
 mod cache;
 mod clones;
@@ -8,9 +9,11 @@ mod console;
 mod data_disks;
 mod datastores;
 mod disks;
+mod events;
 mod extents;
 mod files;
 mod fsck;
+mod full_clones;
 mod idempotency;
 mod identity;
 mod jobs;
@@ -79,6 +82,8 @@ fn system() -> OpenApiRouter<Control> {
         .routes(routes!(system::readyz))
         .routes(routes!(system::openapi))
         .routes(routes!(extents::extents))
+        .routes(routes!(extents::template_extents))
+        .routes(routes!(extents::base_extents))
         .routes(routes!(files::partitions))
         .routes(routes!(files::file))
         .routes(routes!(console::console))
@@ -99,6 +104,9 @@ fn nouns() -> OpenApiRouter<Arc<Gateway>> {
         .merge(labels::routes())
         .merge(data_disks::routes())
         .merge(jobs::routes())
+        .merge(audit::routes())
+        .merge(events::routes())
+        .merge(full_clones::routes())
         .merge(pools::routes())
         .merge(identity::routes())
         .merge(seed::routes())
@@ -123,6 +131,7 @@ pub(crate) fn router(
     boot: BootSettings,
     clock: Clock,
 ) -> Router {
+    let noted = gateway.clone();
     let mut all = system().with_state(Control { exports, metrics });
     if let Some(gateway) = gateway {
         all = all.merge(nouns().with_state(Arc::clone(&gateway)));
@@ -134,6 +143,7 @@ pub(crate) fn router(
     let (router, mut document) = all.split_for_parts();
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     router
+        .layer(axum::middleware::from_fn_with_state(noted, audit::note))
         .layer(axum::middleware::from_fn_with_state(Arc::new(idempotency::Kept::default()), idempotency::once))
         .layer(axum::middleware::from_fn(request::enter))
         .layer(axum::Extension(system::Description::of(&document)))

@@ -5,8 +5,6 @@
 //! own name; the former runner finds its number taken and stops. Until then both may be at work, so work is made of steps that do no harm
 //! when they are done twice: put-if-absent, claims, deletions.
 
-#![allow(dead_code, reason = "the kinds of long work use it one after the other")]
-
 mod book;
 mod house;
 pub(super) mod kinds;
@@ -33,13 +31,16 @@ use self::book::{Book, Numbered, Put};
 pub(crate) use self::run::JobRun;
 use self::run::{Live, text};
 use super::context;
+use super::events::EventKind;
 use super::gateway::Gateway;
-use super::views::JobView;
+use super::views::{JobView, Started};
 use crate::clock::Clock;
 use crate::store::Store;
 
 /// How often a runner says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often those who listen to events are told of its progress, in that time.
+const TELLS: u32 = 10;
 /// How long a state must stand still, as another gateway sees it, before that gateway goes on with the job.
 const STALE: Duration = Duration::from_secs(45);
 /// How often other gateways' jobs are looked at.
@@ -162,8 +163,18 @@ impl Gateway {
             return Err(error);
         }
         let view = JobView::of(&record);
+        self.tell_job(&record);
         self.begin_job(Numbered { number: 1, record });
         Ok(view)
+    }
+
+    /// The job that this request made when it was sent before, if it has an `Idempotency-Key` and did.
+    pub(super) async fn job_of_request(&self, kind: &str, subject: &str) -> Result<Option<Started>> {
+        if context::current().is_none_or(|request| request.key.is_none()) {
+            return Ok(None);
+        }
+        let there = self.jobs.book.newest(self.job_id(kind, subject)).await?;
+        Ok(there.map(|job| Started::Job(Box::new(JobView::of(&job.record)))))
     }
 
     /// The same request with the same key gives the same id, on every gateway and after every restart.
@@ -194,6 +205,16 @@ impl Gateway {
         Ok(())
     }
 
+    /// Tells those who listen to events how a job stands.
+    fn tell_job(&self, record: &JobRecord) {
+        let view = JobView::of(record);
+        let data = serde_json::json!({
+            "id": view.id, "kind": view.kind, "state": view.state, "done": view.done, "total": view.total, "unit": view.unit,
+            "note": view.note, "error": view.error,
+        });
+        self.events.tell(EventKind::Job, &record.subject, data);
+    }
+
     fn runner(&self) -> Runner {
         Runner { gateway: self.settings.gateway, run: self.jobs.run, host: self.settings.host.clone() }
     }
@@ -207,7 +228,7 @@ impl Gateway {
         let run = JobRun::new(state, self.jobs.run, live, Arc::clone(&self.jobs.book), self.clock.clone());
         let gateway = Arc::clone(self);
         self.handle.spawn(async move {
-            let heart = gateway.handle.spawn(beat(Arc::clone(&run), gateway.clock.clone()));
+            let heart = gateway.handle.spawn(beat(Arc::clone(&run), Arc::clone(&gateway)));
             let turn = Arc::clone(&gateway.jobs.turns);
             let ended = gateway.do_job(&run, turn).await;
             heart.abort();
@@ -236,6 +257,7 @@ impl Gateway {
                 record.attempts += 1;
             })
             .await?;
+        self.tell_job(&record);
         run.check()?;
         if record.attempts > ATTEMPTS_MAX {
             return Err(Error::internal(
@@ -300,6 +322,7 @@ impl Gateway {
                 }
                 Err(_) if live.is_lost() => return Ok(()),
                 Ok(record) => {
+                    self.tell_job(&record);
                     let state = record.state;
                     tracing::info!(job = %run.id(), kind = %record.kind, subject = %record.subject, ?state, "a job ended");
                     return Ok(());
@@ -311,11 +334,18 @@ impl Gateway {
 }
 
 /// Says that the runner lives, and how far it is.
-async fn beat(run: Arc<JobRun>, clock: Clock) {
+async fn beat(run: Arc<JobRun>, gateway: Arc<Gateway>) {
+    let mut beats = 0_u32;
     loop {
+        // Those who listen are told more often than it is written.
         tokio::select! {
-            () = clock.sleep(HEARTBEAT) => {}
+            () = gateway.clock.sleep(HEARTBEAT / TELLS) => {}
             () = run.live.wake.notified() => {}
+        }
+        beats += 1;
+        gateway.tell_job(&run.now().await);
+        if !beats.is_multiple_of(TELLS) && !run.is_to_end() {
+            continue;
         }
         match run.write(|_| {}).await {
             Ok(_) => {}

@@ -94,13 +94,12 @@ pub(crate) struct JobRun {
     state: tokio::sync::Mutex<Numbered>,
     spec: String,
     cursor: Mutex<String>,
-    by: String,
 }
 
 impl JobRun {
     pub(super) fn new(state: Numbered, run: Nonce, live: Arc<Live>, book: Arc<Book>, clock: Clock) -> Arc<Self> {
         let record = &state.record;
-        let (spec, cursor, by) = (record.spec.clone(), record.cursor.clone(), record.by.clone());
+        let (spec, cursor) = (record.spec.clone(), record.cursor.clone());
         Arc::new(Self {
             live,
             book,
@@ -109,18 +108,12 @@ impl JobRun {
             state: tokio::sync::Mutex::new(state),
             spec,
             cursor: Mutex::new(cursor),
-            by,
         })
     }
 
     /// The job.
     pub(crate) fn id(&self) -> JobId {
         self.live.id
-    }
-
-    /// Who asked for it.
-    pub(crate) fn by(&self) -> &str {
-        &self.by
     }
 
     /// What was asked for.
@@ -170,6 +163,18 @@ impl JobRun {
     /// Says what it does now, for people.
     pub(crate) fn note(&self, note: impl Into<String>) {
         *self.live.note.lock() = note.into();
+    }
+
+    /// Its state as it is known here.
+    pub(super) async fn now(&self) -> JobRecord {
+        let mut record = self.state.lock().await.record.clone();
+        self.live.show(&mut record);
+        record
+    }
+
+    /// Whether somebody wants it to end.
+    pub(super) fn is_to_end(&self) -> bool {
+        self.live.is_cancelled() || self.live.is_stopping()
     }
 
     /// Whether nobody tries again after this error: time to clean up.

@@ -4,7 +4,7 @@ use clonegate_core::format::job::{JobState, JobUnit};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::ListQuery;
+use super::{DurabilityView, Labels, ListQuery, Touched};
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -151,4 +151,82 @@ pub struct ListJobs {
     pub subject: Option<String>,
     /// Only those that are not over.
     pub under_way: bool,
+}
+
+/// Makes a full clone.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFullClone {
+    /// Its name.
+    pub name: String,
+    /// The template.
+    pub template: String,
+    /// The version; the published one when absent.
+    #[serde(default)]
+    pub version: Option<u32>,
+    /// The datastore; that of the version when absent.
+    #[serde(default)]
+    pub datastore: Option<String>,
+    /// What a flush promises; `local` when absent.
+    #[serde(default)]
+    pub durability: Option<DurabilityView>,
+    /// Labels.
+    #[serde(default)]
+    pub labels: Labels,
+}
+
+/// Empties a datastore, or a part of it, onto another.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rebalance {
+    /// The other datastore.
+    pub to: String,
+    /// At most so many clones; all that nobody has open when absent.
+    #[serde(default)]
+    pub clones: Option<u32>,
+}
+
+/// What came of a request for long work.
+#[derive(Debug, Clone)]
+pub enum Started {
+    /// Nothing was done; this is what it would touch.
+    Would(Touched),
+    /// The job.
+    Job(Box<JobView>),
+}
+
+/// One entry of the audit log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditView {
+    /// Its place in the log.
+    pub id: String,
+    /// When, milliseconds since 1970 UTC.
+    pub at_ms: u64,
+    /// Who: the name of a token, the address of a peer, or `gateway` for what it did by itself.
+    pub by: String,
+    /// What: noun and verb.
+    pub action: String,
+    /// To what.
+    pub object: String,
+    /// `ok`, or the code of the error.
+    pub outcome: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The policy that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// The gateway that noted it.
+    pub gateway: String,
+}
+
+/// Which entries of the audit log to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListAudit {
+    /// Which part.
+    pub list: ListQuery,
+    /// Only what was done to this.
+    pub object: Option<String>,
+    /// Only this action.
+    pub action: Option<String>,
 }

@@ -1,0 +1,124 @@
+//! The audit log over HTTP, and the entries of requests that no verb has noted itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::Method;
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::answer::{Answer, Query, list_query};
+use crate::lifecycle::views::{AuditView, ListAudit, Page};
+use crate::lifecycle::{Gateway, context};
+
+/// Longest answer that is looked into for its error code, bytes.
+const PROBLEM_BYTES_MAX: usize = 64 * 1024;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
+    OpenApiRouter::new().routes(routes!(list))
+}
+
+/// Which entries.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct AuditParams {
+    /// Most items; 100 when absent, at most 10,000.
+    limit: Option<usize>,
+    /// The `next` of the page before.
+    cursor: Option<String>,
+    /// Only what was done to this.
+    object: Option<String>,
+    /// Only this action, as `clone reset`.
+    action: Option<String>,
+}
+
+/// Who did what, the newest first.
+#[utoipa::path(get, path = "/v1/audit", tag = "audit", params(AuditParams), responses((status = 200, body = Page<AuditView>)))]
+async fn list(State(gateway): State<Arc<Gateway>>, Query(params): Query<AuditParams>) -> Answer<Page<AuditView>> {
+    let AuditParams { limit, cursor, object, action } = params;
+    Ok(Json(gateway.list_audit(ListAudit { list: list_query(limit, cursor)?, object, action }).await?))
+}
+
+/// Notes every change that was asked for and that its verb has not noted: also what was refused.
+pub(super) async fn note(State(gateway): State<Option<Arc<Gateway>>>, request: Request, next: Next) -> Response {
+    let Some(gateway) = gateway.filter(|_| is_change(&request)) else { return next.run(request).await };
+    let (mut parts, body) = request.into_parts();
+    let path = parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let named = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
+    let action = path.as_deref().map(|path| action(&parts.method, path));
+    let object = named.ok().and_then(|Path(named)| named.into_values().next());
+    let response = next.run(Request::from_parts(parts, body)).await;
+    let Some(action) = action else { return response };
+    let audited = context::current().is_some_and(|request| request.is_audited());
+    if audited && response.status().is_success() {
+        return response;
+    }
+    let (response, code) = outcome(response).await;
+    gateway.audit_request(&context::by(), &action, object.as_deref().unwrap_or("-"), &code).await;
+    response
+}
+
+fn is_change(request: &Request) -> bool {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let dry = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "dry_run=true"));
+    !reads && !dry
+}
+
+/// Noun and verb of a route: `POST /v1/clones/{clone}/reset` is `clone reset`.
+fn action(method: &Method, path: &str) -> String {
+    let words: Vec<&str> =
+        path.split('/').filter(|part| !part.is_empty() && *part != "v1" && !part.starts_with('{')).collect();
+    let noun = words.first().copied().unwrap_or("request");
+    let noun = noun.strip_suffix('s').filter(|noun| noun.len() > 2).unwrap_or(noun);
+    let verb = match (words.get(1..).unwrap_or_default(), method) {
+        ([], &Method::POST) if noun == "fsck" => "run".to_owned(),
+        ([], &Method::POST) => "create".to_owned(),
+        ([], &Method::DELETE) => "delete".to_owned(),
+        ([], method) => method.as_str().to_lowercase(),
+        (verbs, _) => verbs.join(" "),
+    };
+    format!("{noun} {verb}")
+}
+
+/// `ok`, or the code of the problem that the answer tells.
+async fn outcome(response: Response) -> (Response, String) {
+    if response.status().is_success() {
+        return (response, "ok".to_owned());
+    }
+    #[derive(Deserialize)]
+    struct Code {
+        code: String,
+    }
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, PROBLEM_BYTES_MAX).await.unwrap_or_default();
+    let code =
+        serde_json::from_slice::<Code>(&body).map_or_else(|_| parts.status.as_u16().to_string(), |told| told.code);
+    (Response::from_parts(parts, Body::from(body)), code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_reads_as_noun_and_verb() {
+        for (method, path, expect) in [
+            (Method::POST, "/v1/clones", "clone create"),
+            (Method::DELETE, "/v1/clones/{clone}", "clone delete"),
+            (Method::POST, "/v1/clones/{clone}/reset", "clone reset"),
+            (Method::POST, "/v1/full-clones", "full-clone create"),
+            (Method::POST, "/v1/jobs/{job}/cancel", "job cancel"),
+            (Method::POST, "/v1/datastores/{datastore}/rebalance", "datastore rebalance"),
+            (Method::POST, "/v1/fsck", "fsck run"),
+        ] {
+            assert_eq!(action(&method, path), expect);
+        }
+    }
+}
