@@ -53,6 +53,8 @@ impl Gateway {
     pub(super) async fn settle_moves(self: &Arc<Self>, template: &Name) -> Result<()> {
         let clones: HashMap<CloneId, Named<CloneEntry>> =
             self.catalog.list::<CloneEntry>().await?.into_iter().map(|c| (c.state.record.id, c)).collect();
+        // A clone on its way to another datastore has a slot there too, which its job cares for.
+        let at_work = self.job_volumes().await?;
         for datastore in self.datastores.all() {
             if datastore.check_online().is_err() {
                 continue;
@@ -63,7 +65,7 @@ impl Gateway {
                     continue;
                 }
                 for slot in datastore.table.slots(base.record.id).await? {
-                    let Some(clone) = clones.get(&slot.id) else { continue };
+                    let Some(clone) = clones.get(&slot.id).filter(|_| !at_work.contains(&slot.id)) else { continue };
                     let id = base.record.id;
                     if (clone.state.record.base, clone.state.record.slot) == (Some(id), slot.slot) {
                         continue;

@@ -1,0 +1,7 @@
+//! Long work and what is told of it: jobs, full clones, moves, exports, the audit log, events. One program, for it is linked once.
+
+mod audit;
+mod export;
+mod full_clones;
+mod jobs;
+mod moves;
