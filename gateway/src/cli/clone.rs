@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::export::{self, Export};
+use super::export::{self, ExportFile};
 use super::failure::Failure;
 use super::full_clone;
 use super::jobs::Detach;
@@ -127,7 +127,7 @@ pub(super) enum Verb {
         /// Its name or id
         clone: String,
         #[command(flatten)]
-        export: Export,
+        export: ExportFile,
     },
     /// Hold a clone: nothing discards what it has written
     #[command(after_help = "Example:\n  clonegate clone hold desk-001 --reason 'under investigation'")]

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use clonegate_core::ids::Name;
 
 use super::client::Client;
-use super::export::Export;
+use super::export::ExportFile;
 use super::failure::Failure;
 use super::image::{self, Bar, Format};
 use super::output::{self, Form};
@@ -75,7 +75,7 @@ pub(super) enum Verb {
         /// NAME or NAME:VERSION; NAME alone takes the published version
         template: String,
         #[command(flatten)]
-        export: Export,
+        export: ExportFile,
     },
     /// Delete a template, or one version of it, that no clone needs
     #[command(after_help = "Example:\n  clonegate template delete win11:1 --dry-run")]

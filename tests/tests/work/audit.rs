@@ -121,7 +121,8 @@ async fn what_many_do_at_once_is_noted_completely_and_in_few_objects() {
 /// One event of the stream: its id, its kind, its data.
 type Heard = (String, String, Value);
 
-struct Listener(BufReader<TcpStream>);
+/// The stream, and what came of it and was not looked at yet.
+struct Listener(BufReader<TcpStream>, String);
 
 impl Listener {
     fn connect(gateway: &Gateway, last: Option<&str>) -> Self {
@@ -129,7 +130,7 @@ impl Listener {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let last = last.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
         write!(stream, "GET /v1/events HTTP/1.1\r\nHost: a\r\n{last}\r\n").unwrap();
-        let mut listener = Self(BufReader::new(stream));
+        let mut listener = Self(BufReader::new(stream), String::new());
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(listener.0.read_line(&mut head).unwrap() > 0, "{head}");
@@ -150,17 +151,18 @@ impl Listener {
 
     /// The next event of this kind.
     fn next(&mut self, kind: &str) -> Heard {
-        let mut text = String::new();
         loop {
-            while let Some((event, rest)) = text.split_once("\n\n") {
+            while let Some((event, rest)) = self.1.split_once("\n\n") {
                 let field =
                     |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
-                if field("event: ") == kind {
-                    return (field("id: "), kind.to_owned(), serde_json::from_str(&field("data: ")).unwrap());
+                let heard = (field("id: "), field("event: "), field("data: "));
+                self.1 = rest.to_owned();
+                if heard.1 == kind {
+                    return (heard.0, heard.1, serde_json::from_str(&heard.2).unwrap());
                 }
-                text = rest.to_owned();
             }
-            text.push_str(&self.chunk());
+            let more = self.chunk();
+            self.1.push_str(&more);
         }
     }
 }

@@ -75,7 +75,7 @@ async fn take_the_source_away(gateway: &Gateway) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(gateway.show_template("t").await.unwrap_err().code(), "unknown-template");
-    assert!(gateway.list_bases(Default::default()).await.unwrap().items.is_empty());
+    assert!(gateway.list_bases(clonegate::lifecycle::views::ListQuery::default()).await.unwrap().items.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +86,10 @@ async fn a_full_clone_outlives_its_template_its_bases_and_its_gateway() {
     template(&gateway, &bytes).await;
     let Started::Would(touched) = gateway.create_full_clone(full("f"), true).await.unwrap() else { panic!() };
     assert!(touched.dry_run && touched.bytes > 0, "{touched:?}");
-    assert!(gateway.list_jobs(Default::default()).await.unwrap().items.is_empty(), "a dry run does nothing");
+    assert!(
+        gateway.list_jobs(clonegate::lifecycle::views::ListJobs::default()).await.unwrap().items.is_empty(),
+        "a dry run does nothing"
+    );
     let job = done(&gateway, gateway.create_full_clone(full("f"), false).await.unwrap()).await;
     assert_eq!((job.kind.as_str(), job.subject.as_str(), job.done), ("full-clone", "f", 10 * MIB as u64));
     take_the_source_away(&gateway).await;

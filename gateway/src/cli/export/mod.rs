@@ -28,7 +28,7 @@ const WINDOW_BYTES: u64 = 4 << 20;
 const AT_ONCE: usize = 4;
 
 #[derive(Debug, Args)]
-pub(super) struct Export {
+pub(super) struct ExportFile {
     /// The file to make
     file: PathBuf,
     /// What it is to be; the ending of its name says it otherwise
@@ -62,7 +62,7 @@ struct Extent {
 }
 
 /// Exports `what` (`clones/NAME`, `templates/NAME` or `bases/ID`).
-pub(super) async fn run(what: &str, name: &str, export: Export, session: &Session) -> Result<(), Failure> {
+pub(super) async fn run(what: &str, name: &str, export: ExportFile, session: &Session) -> Result<(), Failure> {
     let format = export.format.map_or_else(|| Format::of_ending(&export.file), Ok)?;
     let client = session.client()?;
     if !export.force && export.file.exists() {

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use clonegate_core::Error;
 use clonegate_core::format::sparse::MEDIA_TYPE;
 use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -45,6 +45,7 @@ struct Once {
 struct Answered {
     status: StatusCode,
     content_type: Option<HeaderValue>,
+    location: Option<HeaderValue>,
     body: Bytes,
 }
 
@@ -100,7 +101,8 @@ pub(super) async fn once(State(kept): State<Arc<Kept>>, request: Request, next: 
         let response = next.run(Request::from_parts(parts, Body::from(body))).await;
         let (parts, body) = response.into_parts();
         let body = to_bytes(body, ANSWER_BYTES_MAX).await.unwrap_or_default();
-        Answered { status: parts.status, content_type: parts.headers.get(CONTENT_TYPE).cloned(), body }
+        let header = |name| parts.headers.get(name).cloned();
+        Answered { status: parts.status, content_type: header(CONTENT_TYPE), location: header(LOCATION), body }
     });
     let answered = answered.await.clone();
     // What may go better next time is not held against the client.
@@ -110,6 +112,9 @@ pub(super) async fn once(State(kept): State<Arc<Kept>>, request: Request, next: 
     let mut headers = HeaderMap::new();
     if let Some(content_type) = answered.content_type {
         headers.insert(CONTENT_TYPE, content_type);
+    }
+    if let Some(location) = answered.location {
+        headers.insert(LOCATION, location);
     }
     if !done_now {
         headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
