@@ -207,12 +207,12 @@ fn machine_at_work(
             turn += 1;
             let length = [512, 4096, 5000, 20_000][(state >> 20) as usize % 4];
             let at = (state >> 24) as usize % (model.len() - length);
-            if turn % 16 == 0 {
+            if turn.is_multiple_of(16) {
                 disk.zero(at as u64, length as u32, false).unwrap();
                 model[at..at + length].fill(0);
             } else {
                 let data: Vec<u8> = (0..length).map(|n| (n as u64 ^ turn) as u8).collect();
-                disk.write(at as u64, &data, turn % 32 == 0).unwrap();
+                disk.write(at as u64, &data, turn.is_multiple_of(32)).unwrap();
                 model[at..at + length].copy_from_slice(&data);
             }
         }
