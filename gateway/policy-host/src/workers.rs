@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+/// How much these threads give way to those that serve.
+const NICE: i32 = 5;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Why a job was not done.
@@ -46,7 +49,11 @@ impl Workers {
         let shared = Arc::new(Shared { queue, ready: Condvar::new(), queue_max, wait_max });
         for n in 0..threads {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("policy-{n}")).spawn(move || work(&shared))?;
+            std::thread::Builder::new().name(format!("policy-{n}")).spawn(move || {
+                // Of this thread alone (Linux): where cores are scarce, who reads and writes comes before who decides.
+                let _ = rustix::process::nice(NICE);
+                work(&shared);
+            })?;
         }
         Ok(Self(shared))
     }
@@ -133,5 +140,19 @@ mod tests {
             };
             assert_eq!(tokio::join!(first, second), (Ok(1), (Ok(2), Err(Undone::Busy))));
         });
+    }
+
+    #[test]
+    fn the_threads_give_way_and_the_caller_does_not() {
+        let nice = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let (_, fields) = stat.rsplit_once(") ").unwrap();
+            fields.split(' ').nth(16).unwrap().parse::<i32>().unwrap()
+        };
+        let before = nice();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let workers = Workers::start(1, 1, Duration::from_secs(60)).unwrap();
+        assert_eq!(runtime.block_on(workers.run(nice)), Ok((before + NICE).min(19)));
+        assert_eq!(nice(), before);
     }
 }
