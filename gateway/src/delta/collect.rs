@@ -34,6 +34,24 @@ pub struct Memory {
     kept: HashMap<Position, HashSet<ObjectName>>,
 }
 
+/// What a stored checkpoint needs.
+#[derive(Debug, Default)]
+pub struct Needed {
+    /// The objects of its image.
+    pub objects: HashSet<ObjectName>,
+    /// Where the states lie that it keeps. Whoever replays the log from it may have to go back to one of them, although the
+    /// present state has given it up since.
+    pub kept: Vec<Position>,
+}
+
+impl Needed {
+    /// What the checkpoint of this image needs, in a state that keeps these others.
+    pub fn new(state: &LogState, image: &Image) -> Self {
+        let kept = state.kept.iter().map(|k| k.kept.at).collect();
+        Self { objects: names_of(&state.objects, image), kept }
+    }
+}
+
 /// The names of the objects that an image needs.
 pub fn names_of(objects: &Objects, image: &Image) -> HashSet<ObjectName> {
     let mut indexes = HashSet::new();
@@ -54,28 +72,29 @@ pub async fn garbage(
     store: &Store,
     state: &LogState,
     at: Position,
-    stored: &HashSet<ObjectName>,
+    stored: &Needed,
     grace: std::time::Duration,
     memory: &mut Memory,
 ) -> Result<Vec<ObjectName>> {
     let listing = Listing::read(store, state.clone).await?;
     let mut live: HashSet<ObjectName> = names_of(&state.objects, &state.image);
-    live.extend(stored);
-    memory.kept.retain(|at, _| state.kept.iter().any(|k| k.kept.at == *at));
-    for kept in &state.kept {
-        live.insert(ObjectName::Checkpoint(kept.kept.at));
+    live.extend(&stored.objects);
+    let kept: HashSet<Position> = state.kept.iter().map(|k| k.kept.at).chain(stored.kept.iter().copied()).collect();
+    memory.kept.retain(|at, _| kept.contains(at));
+    for at in kept {
+        live.insert(ObjectName::Checkpoint(at));
         // What the stored checkpoint says counts: another owner may have written it, over other objects.
-        let names = match memory.kept.entry(kept.kept.at) {
+        let names = match memory.kept.entry(at) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => {
-                let loaded = read_checkpoint(store, state.clone, kept.kept.at, None).await?;
+                let loaded = read_checkpoint(store, state.clone, at, None).await?;
                 unknown.insert(names_of(&loaded.objects, &loaded.image))
             }
         };
         live.extend(names.iter());
-        if let Some(image) = &kept.image {
-            live.extend(names_of(&state.objects, image));
-        }
+    }
+    for image in state.kept.iter().filter_map(|k| k.image.as_ref()) {
+        live.extend(names_of(&state.objects, image));
     }
     live.insert(ObjectName::Checkpoint(at));
     let mut dead = Vec::new();

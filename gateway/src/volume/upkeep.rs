@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::commit::Committer;
 use super::core::Core;
-use crate::delta::collect::{self, Memory};
+use crate::delta::collect::{self, Memory, Needed};
 use crate::delta::fold;
 use crate::delta::load::read_checkpoint;
 use crate::delta::map::{BlockMap, Place};
@@ -139,7 +139,7 @@ async fn round(core: &Arc<Core>, house: &mut House) -> Result<Vec<ObjectName>> {
 
 /// Puts the checkpoints that are due: those of kept states, oldest first, then that of the present one. Says where it is
 /// and what it needs.
-async fn checkpoint(core: &Arc<Core>) -> Result<(Position, HashSet<ObjectName>)> {
+async fn checkpoint(core: &Arc<Core>) -> Result<(Position, Needed)> {
     let now = core.engine.clock.now_ms();
     let state = {
         let mut state = core.state.write();
@@ -174,16 +174,16 @@ async fn put(
     state: &LogState,
     record: CheckpointRecord,
     image: &Image,
-) -> Result<(u64, HashSet<ObjectName>)> {
+) -> Result<(u64, Needed)> {
     let at = record.at;
     let key = keys::checkpoint(state.clone, at.epoch, at.sequence);
     let object: Bytes = state.encode_checkpoint(record, image)?;
     let size = object.len() as u64;
     match core.store.put_new(&key, object).await? {
-        PutNew::Created => Ok((size, collect::names_of(&state.objects, image))),
+        PutNew::Created => Ok((size, Needed::new(state, image))),
         PutNew::Exists(there) => {
             let loaded = read_checkpoint(&core.store, state.clone, at, Some(there.len() as u64)).await?;
-            Ok((there.len() as u64, collect::names_of(&loaded.objects, &loaded.image)))
+            Ok((there.len() as u64, Needed::new(&loaded, &loaded.image)))
         }
     }
 }
