@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::thread;
@@ -65,7 +65,8 @@ impl Serve {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 panic!("clonegate serve ended ({status}):\n{}", self.output());
             }
-            if self.get("/healthz").is_ok_and(|status| status == 200) {
+            // NBD listens a moment after HTTP.
+            if self.get("/healthz").is_ok_and(|status| status == 200) && TcpStream::connect(self.nbd).is_ok() {
                 return;
             }
             assert!(begin.elapsed() < PATIENCE, "clonegate serve does not answer:\n{}", self.output());

@@ -1,5 +1,6 @@
 //! The promises of a `Store` on Ceph RGW, a real S3 service.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::Cursor;
 use std::path::Path;
@@ -20,6 +21,8 @@ use clonegate_core::ErrorKind;
 use clonegate_core::ids::{GatewayId, Name};
 use clonegate_core::units::ByteRange;
 use clonegate_tests::ceph::Ceph;
+use clonegate_tests::serve::Serve;
+use clonegate_tests::stamped::{self, Client, block};
 
 fn key(text: &str) -> Key {
     keys::foreign(text).unwrap()
@@ -231,6 +234,83 @@ fn two_gateways_share_a_service_as_their_only_tie() {
     });
 }
 
+const BLOCKS: u32 = 64;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Writes to its half of the blocks, each write durable when it is acknowledged, until the gateway refuses. Gives back the
+/// newest acknowledged version of each block.
+fn write_until_refused(mut client: Client, first: u32, begin: u64) -> (BTreeMap<u32, u64>, Instant) {
+    let mut acknowledged = BTreeMap::new();
+    for version in begin.. {
+        let number = first + u32::try_from(version).unwrap() % (BLOCKS / 2);
+        if client.write(number, &block(1, number, version), true).is_err() {
+            break;
+        }
+        acknowledged.insert(number, version);
+    }
+    (acknowledged, Instant::now())
+}
+
+fn of_two_processes_the_one_that_stalled_is_fenced_and_nothing_acknowledged_is_lost() {
+    let ceph = Ceph::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut urls = Vec::new();
+    on_runtime(async {
+        for _ in 0..2 {
+            urls.push(ceph.bucket().await.url);
+        }
+    });
+    let service = format!("endpoint = \"{}\", region = \"us-east-1\"", ceph.endpoint());
+    let config = format!(
+        "home = {{ url = \"{}\", {service} }}\ndatastore = [{{ name = \"ceph\", url = \"{}\", {service} }}]\n",
+        urls[0], urls[1]
+    );
+    let gateways = ["one", "two"].map(|name| Serve::start(&dir.path().join(name), &config, &ceph.environment()));
+    let image = dir.path().join("image.raw");
+    std::fs::write(&image, vec![0; BLOCKS as usize * 4096]).unwrap();
+    gateways[0].cli_ok(&["template", "import", "image", image.to_str().unwrap(), "--format", "raw"]);
+    gateways[0].cli_ok(&["clone", "create", "desk", "--template", "image", "--durability", "object"]);
+    let mut known: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut writes = 0;
+    for round in 0..3u32 {
+        let (stalled, other) = (&gateways[round as usize % 2], &gateways[(round as usize + 1) % 2]);
+        let half = BLOCKS / 2 * (round % 2);
+        let client = Client::nbd(stalled.nbd(), "desk", PATIENCE).unwrap();
+        std::thread::scope(|scope| {
+            let first = u64::from(round) * 1_000_000 + 1;
+            let load = scope.spawn(move || write_until_refused(client, half, first));
+            std::thread::sleep(Duration::from_millis(1500));
+            stalled.stall();
+            let since = Instant::now();
+            let mut client = Client::nbd(other.nbd(), "desk", PATIENCE).unwrap();
+            let mine = BLOCKS / 2 - half;
+            let version = first + 500_000;
+            client.write(mine, &block(1, mine, version), true).unwrap();
+            known.insert(mine, version);
+            let took = since.elapsed();
+            stalled.wake();
+            let woken = Instant::now();
+            let (acknowledged, refused) = load.join().unwrap();
+            println!(
+                "round {round}: written elsewhere {took:?} after the stall, fenced {:?} after it woke; {} blocks acknowledged",
+                refused.saturating_duration_since(woken),
+                acknowledged.len()
+            );
+            assert!(!acknowledged.is_empty(), "nothing was written before the stall");
+            writes += acknowledged.len();
+            known.extend(acknowledged);
+            for (number, version) in &known {
+                let found = stamped::version(1, *number, &client.read(*number).unwrap(), &[0; 4096]);
+                // A write whose answer was lost may have come after the last that was acknowledged.
+                assert!(found >= *version, "block {number}: {found} where {version} was acknowledged");
+            }
+        });
+    }
+    assert!(writes > 3);
+    let checked = gateways[0].cli_ok(&["fsck"]);
+    assert!(checked.contains("clean"), "{checked}");
+}
+
 clonegate_tests::cases! {
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => it_is_admitted_with_put_if_absent_and_etags;
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => an_object_is_created_once_and_reads_back_whole_and_in_part;
@@ -241,4 +321,6 @@ clonegate_tests::cases! {
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => what_the_operator_got_wrong_is_said;
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => small_objects_of_a_thousand_clones_are_created_quickly;
     "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" => two_gateways_share_a_service_as_their_only_tie;
+    "radosgw", "ceph-mon", "ceph-osd", "ceph", "python3" =>
+        of_two_processes_the_one_that_stalled_is_fenced_and_nothing_acknowledged_is_lost;
 }

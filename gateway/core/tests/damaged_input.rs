@@ -3,7 +3,11 @@
 //! `CLONEGATE_LONG=N` makes N times as many inputs.
 
 #[path = "../fuzz/src/lib.rs"]
-#[expect(unreachable_pub, clippy::expect_used, reason = "it is the library of a crate of its own, and its expectations are what is tested")]
+#[expect(
+    unreachable_pub,
+    clippy::expect_used,
+    reason = "it is the library of a crate of its own, and its expectations are what is tested"
+)]
 mod targets;
 
 use std::path::PathBuf;

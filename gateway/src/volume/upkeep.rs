@@ -169,12 +169,7 @@ async fn checkpoint(core: &Arc<Core>) -> Result<(Position, Needed)> {
 
 /// Puts one checkpoint. When there is one of that place already, by an attempt of which we never heard or by an earlier
 /// owner, that one counts.
-async fn put(
-    core: &Core,
-    state: &LogState,
-    record: CheckpointRecord,
-    image: &Image,
-) -> Result<(u64, Needed)> {
+async fn put(core: &Core, state: &LogState, record: CheckpointRecord, image: &Image) -> Result<(u64, Needed)> {
     let at = record.at;
     let key = keys::checkpoint(state.clone, at.epoch, at.sequence);
     let object: Bytes = state.encode_checkpoint(record, image)?;

@@ -142,7 +142,8 @@ fn index(data: &[u8]) {
             let _ = index.pack(&page.frame);
         }
         let entries = index.page_entries(number);
-        if let Ok(page) = Page::new(Bytes::copy_from_slice(start(data, entries as usize * 48)), entries, &index.record) {
+        if let Ok(page) = Page::new(Bytes::copy_from_slice(start(data, entries as usize * 48)), entries, &index.record)
+        {
             for entry in 0..entries {
                 drop(page.entry(entry));
             }
@@ -153,7 +154,8 @@ fn index(data: &[u8]) {
 
 fn journal(data: &[u8]) {
     let object = with_sections::<JournalEntryRecord>(data, |record, body| {
-        let length = (record.extents as usize).saturating_mul(16).saturating_add((record.blocks as usize).saturating_mul(4096));
+        let length =
+            (record.extents as usize).saturating_mul(16).saturating_add((record.blocks as usize).saturating_mul(4096));
         record.body_crc = crc32c::crc32c(start(body, length));
     });
     for object in object.map(Bytes::from).into_iter().chain([Bytes::copy_from_slice(data)]) {
@@ -294,7 +296,8 @@ fn events(stream: &[u8], piece: usize) -> (Vec<Event>, Option<&'static str>, boo
 pub fn upload(data: &[u8]) {
     for stream in [data.to_vec(), mended_upload(data)] {
         let whole = events(&stream, stream.len());
-        let bytes: usize = whole.0.iter().map(|event| if let Event::Data(_, data) = event { data.len() } else { 0 }).sum();
+        let bytes: usize =
+            whole.0.iter().map(|event| if let Event::Data(_, data) = event { data.len() } else { 0 }).sum();
         assert!(bytes <= stream.len());
         // It does not matter in which pieces it comes.
         let pieces = events(&stream, 7);
