@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use clonegate_core::format::checkpoint::{
     BlockObject, CheckpointRecord, Kept, MapRun, decode_checkpoint, encode_checkpoint,
 };
+use clonegate_core::format::clone::CloneDeletedRecord;
 use clonegate_core::format::envelope;
 use clonegate_core::format::frame::{self, BLOCK};
 use clonegate_core::format::journal::{
@@ -144,6 +145,13 @@ fn segments_and_checkpoints() {
     let golden = check("checkpoint-1", &encode_checkpoint(record.clone(), &objects, runs.iter().copied()).unwrap());
     let (got, got_objects, got_runs) = decode_checkpoint(&golden).unwrap();
     assert_eq!((got.kept, got_objects.as_slice(), got_runs.as_slice()), (record.kept, &objects[..], &runs[..]));
+}
+
+#[test]
+fn tombstones() {
+    let record = CloneDeletedRecord { id: CLONE, deleted_ms: 5 };
+    let golden = check("clone-deleted-1", &envelope::encode(&record).unwrap());
+    assert_eq!(envelope::decode::<CloneDeletedRecord>(&golden).unwrap(), record);
 }
 
 #[test]

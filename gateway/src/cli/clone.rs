@@ -9,7 +9,7 @@ use super::jobs::Detach;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{
-    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, LifetimeView, PowerEvent, PowerOutcome,
+    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, KeptSnapshot, LifetimeView, PowerEvent, PowerOutcome,
     ResetRulesView, SnapshotView, ToTemplate, Touched,
 };
 
@@ -177,6 +177,23 @@ pub(super) enum Verb {
         /// It is dropped by no rule any more
         #[arg(long, conflicts_with_all = ["reset_every", "reset_at"])]
         no_rules: bool,
+    },
+    /// Show the snapshots of a clone; each can be read as CLONE@SNAPSHOT, by NBD and HTTP
+    #[command(after_help = "Example:\n  clonegate clone snapshots desk-001")]
+    Snapshots {
+        /// Its name or id
+        clone: String,
+    },
+    /// Give flushed writes up that only the journal of a lost gateway held, so that the clone can be written again
+    #[command(
+        after_help = "Example:\n  clonegate clone accept-loss desk-001 --dry-run    says what may be missing\n  clonegate clone accept-loss desk-001"
+    )]
+    AcceptLoss {
+        /// Names or ids
+        #[arg(required = true)]
+        clones: Vec<String>,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Bring a clone back to a snapshot
     #[command(after_help = "Example:\n  clonegate clone restore desk-001 before-update")]
@@ -356,6 +373,25 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             Ok(())
         }
         Verb::Update(update) => super::update::start(update, session).await,
+        Verb::Snapshots { clone } => {
+            let kept: Vec<KeptSnapshot> = client.get(&format!("clones/{}/snapshots", session.segment(&clone))).await?;
+            match session.form {
+                Form::Json => output::json(&kept),
+                Form::Table => output::table(
+                    &["NAME", "MADE", "EXPORT"],
+                    &kept.into_iter().map(|k| vec![k.name, output::time(k.made_ms), k.export]).collect::<Vec<_>>(),
+                ),
+            }
+            Ok(())
+        }
+        Verb::AcceptLoss { clones, dry_run } => {
+            for clone in clones {
+                let path = format!("clones/{}/accept-loss", session.segment(&clone));
+                let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
+                touched("opened without them", &done, session);
+            }
+            Ok(())
+        }
         Verb::ToTemplate { clone, template, publish, force } => {
             let path = format!("clones/{}/to-template", session.segment(&clone));
             let made = client.post(&path, &[], &ToTemplate { template, publish, force }).await?;
@@ -524,6 +560,9 @@ fn show(clone: &CloneView, session: &Session) {
     }
     if let Some(bytes) = clone.reset.at_bytes {
         facts.push(("reset at", output::size(bytes)));
+    }
+    if clone.lost_tail {
+        facts.push(("lost-tail", "flushed writes of a lost gateway may be missing".to_owned()));
     }
     if let Some(bytes) = clone.delta_bytes {
         facts.push(("delta", output::size(bytes)));

@@ -10,6 +10,7 @@ pub mod claim;
 pub mod collect;
 pub mod dirty;
 mod engine;
+pub mod fence;
 pub mod fold;
 pub(crate) mod journal;
 pub mod load;

@@ -292,20 +292,11 @@ impl Gateway {
         if let Some(identity) = deleted.state.identity {
             self.drop_identity(identity.record).await;
         }
-        self.remove_later(deleted.state);
+        if let Ok(datastore) = self.datastores.get(&deleted.state.datastore) {
+            self.remove_volume(&datastore, deleted.state.record).await;
+        }
         self.events.tell(EventKind::CloneDeleted, found.name.as_str(), serde_json::json!({}));
         Ok(touched)
-    }
-
-    /// Removes what a clone without a name has left, in the background. What a crash leaves is found by `fsck`.
-    fn remove_later(&self, clone: CloneEntry) {
-        self.engine.forget(clone.record.id);
-        let Ok(datastore) = self.datastores.get(&clone.datastore) else { return };
-        self.handle.spawn(async move {
-            if let Err(error) = super::removal::remove(&datastore, &clone.record).await {
-                tracing::warn!(clone = %clone.record.name, %error, "what it left could not be removed now");
-            }
-        });
     }
 
     /// A clone for people.
@@ -332,6 +323,7 @@ impl Gateway {
             reset: (&clone.state.reset).into(),
             may_run: self.may_run(clone),
             moved_from: clone.state.moved_from.as_ref().map(|from| from.version),
+            lost_tail: self.has_lost_tail(&clone.state),
             disk: format!("/v1/clones/{}/disk", clone.name),
             created_ms: record.created_ms,
             last_reset_ms: clone.state.last_reset_ms,

@@ -12,7 +12,6 @@ use clonegate_core::{Error, Result};
 
 use super::gateway::Gateway;
 use super::open::{Of, Open};
-use super::removal;
 use super::views::{CreateDisk, DiskView, ListQuery, Page, Touched, page};
 use crate::catalog::Named;
 use crate::exports::CloneRef;
@@ -197,11 +196,7 @@ impl Gateway {
     async fn remove_disk(&self, disk: DiskEntry) {
         self.open.forget(disk.record.id).await;
         let Ok(datastore) = self.datastores.get(&disk.datastore) else { return };
-        self.handle.spawn(async move {
-            if let Err(error) = removal::remove(&datastore, &disk.record).await {
-                tracing::warn!(disk = %disk.record.name, %error, "what it left could not be removed now");
-            }
-        });
+        self.remove_volume(&datastore, disk.record).await;
     }
 
     /// What becomes of the disks of a clone that was deleted: they stay, unless they were made to go with it.

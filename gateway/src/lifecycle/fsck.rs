@@ -15,7 +15,6 @@ use clonegate_core::ids::{BaseId, CloneId, IndexId, Name, PackId};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
-use super::removal;
 use super::views::{Finding, FsckReport};
 use crate::catalog::Named;
 use crate::store::{PutNew, keys};
@@ -149,7 +148,7 @@ impl Check<'_> {
                 self.datastore.table.give_back_if_ours(record, base).await?;
             } else {
                 let record = CloneRecord { base: Some(base), ..record.clone() };
-                removal::remove(self.datastore, &record).await?;
+                self.gateway.remove(self.datastore, &record).await?;
             }
         }
         self.found(

@@ -137,6 +137,7 @@ impl Gateway {
             gateway.enter(configured).await?;
         }
         gateway.open_datastores().await?;
+        gateway.ship_pending();
         gateway.keep_house();
         gateway.resume_jobs().await;
         Ok(gateway)

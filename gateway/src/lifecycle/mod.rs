@@ -33,6 +33,8 @@ mod retention;
 mod rollouts;
 mod seal;
 mod settle;
+mod shipping;
+mod snapshots;
 mod stores;
 mod table;
 mod templates;

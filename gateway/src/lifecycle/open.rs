@@ -9,10 +9,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use clonegate_core::ids::{BaseId, CloneId};
 use clonegate_core::{Error, Result};
+use futures::StreamExt;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::device::Device;
+use crate::device::{Device, Version};
 use crate::exports::Attach;
 use crate::volume::Volume;
 
@@ -21,6 +22,9 @@ const STRIPES: usize = 64;
 /// How long a close waits for answers that are under way.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Devices closed at the same time when the gateway stops.
+const CLOSES_AT_ONCE: usize = 32;
+
 /// What an open device is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Of {
@@ -28,6 +32,8 @@ pub(super) enum Of {
     Base(BaseId),
     /// Never looked for: each who opens it gets its own.
     Identity(CloneId),
+    /// The version is that of its bytes, which never changes.
+    Snapshot(CloneId, Version),
 }
 
 /// A machine that has a device attached.
@@ -237,7 +243,7 @@ impl OpenDevices {
     /// Held while something is opened or closed.
     pub(super) async fn lock(&self, of: Of) -> tokio::sync::MutexGuard<'_, ()> {
         let bytes = match of {
-            Of::Clone(id) | Of::Identity(id) => *id.bytes(),
+            Of::Clone(id) | Of::Identity(id) | Of::Snapshot(id, _) => *id.bytes(),
             Of::Base(id) => *id.bytes(),
         };
         self.opening[usize::from(bytes[15]) % STRIPES].lock().await
@@ -327,11 +333,12 @@ impl OpenDevices {
         }
     }
 
-    /// Closes what nobody has used since the last sweep. Templates are looked up again in any case: another gateway may have published.
+    /// Closes what nobody has used since the last sweep. Templates and snapshots are looked up again in any case: another gateway may have
+    /// published, or given one up.
     pub(super) async fn sweep(&self, clock: &Clock) {
         self.names.rcu(|names| {
             let mut names = Names::clone(names);
-            names.retain(|text, _| !text.starts_with("template/"));
+            names.retain(|text, open| !text.starts_with("template/") && !matches!(open.of, Of::Snapshot(..)));
             names
         });
         let idle: Vec<Arc<Open>> = {
@@ -357,9 +364,8 @@ impl OpenDevices {
     /// Closes everything, flushing it.
     pub(super) async fn close_all(&self, clock: &Clock) {
         let all: Vec<Of> = self.names.load().values().map(|open| open.of).collect();
-        for of in all {
-            self.close(of, clock).await;
-        }
+        // A store that is slow for one is not slow for all of them one after the other.
+        futures::stream::iter(all).for_each_concurrent(CLOSES_AT_ONCE, |of| self.close(of, clock)).await;
     }
 
     /// Closes one device, so that the next request opens it anew.

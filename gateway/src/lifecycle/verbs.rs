@@ -9,7 +9,7 @@ use super::gateway::Gateway;
 use super::views::{
     AddDatastore, AlertView, Allocated, AuditView, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels,
     ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, CreatedClones, DatastoreView,
-    DiskView, FsckReport, IdentitySpec, IdentityView, ImportTemplate, JobView, ListAudit, ListJobs, ListQuery, Page,
+    DiskView, FsckReport, IdentitySpec, IdentityView, ImportTemplate, JobView, KeptSnapshot, ListAudit, ListJobs, ListQuery, Page,
     PoolView, PowerEvent, PowerOutcome, Rebalance, ReferenceTemplate, RenewIdentity, ResetRulesView, RolloutAction,
     SetIdentity, SnapshotView, Started, TemplateIdentityView, TemplateView, ToTemplate, Touched, UpdateClones,
     UpdatedClones,
@@ -371,6 +371,16 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Exists`.
     snapshot_clone => do_snapshot_clone(clone: String, snapshot: String) -> SnapshotView;
+    /// The snapshots of a clone, oldest first.
+    ///
+    /// # Errors
+    /// `NotFound`; those of the store.
+    list_snapshots => do_list_snapshots(clone: String) -> Vec<KeptSnapshot>;
+    /// Gives flushed writes up that only the journal of a lost gateway held. The clone is marked until its next reset.
+    ///
+    /// # Errors
+    /// `NotFound`; those of the store.
+    accept_loss => do_accept_loss(clone: String, dry_run: bool) -> Touched;
     /// Brings a clone back to a snapshot.
     ///
     /// # Errors

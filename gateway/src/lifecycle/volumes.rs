@@ -130,7 +130,7 @@ impl Gateway {
             ExportName::Template(template) => self.open_template(&text, &template).await,
             ExportName::Disk(disk) => self.open_disk(&text, &disk).await,
             ExportName::Identity(clone) => self.open_identity(&text, &clone).await,
-            ExportName::Snapshot(..) => Err(Error::not_found("unknown-export", "there is no such export").on(text)),
+            ExportName::Snapshot(clone, snapshot) => Box::pin(self.open_snapshot(&text, &clone, &snapshot)).await,
         }
     }
 

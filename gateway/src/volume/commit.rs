@@ -64,6 +64,8 @@ pub(super) struct Done {
     size: u64,
     newest: u64,
     upto: u64,
+    /// The engine's tick when it was sent.
+    begun: u64,
     permits: Vec<OwnedSemaphorePermit>,
 }
 
@@ -294,15 +296,15 @@ impl Committer {
 
     /// Gives a record its place in the log and sends it off.
     fn begin(&mut self, commit: Commit) -> Result<()> {
-        let mut record = commit.record;
+        let Commit { mut record, runs, newest, upto, permits } = commit;
         record.at = self.next;
         // What was applied is in the store.
         record.settled = self.core.state.read().log.at.map_or(Sequence(0), |at| Sequence(at.sequence.0 + 1));
         self.next = self.next.next();
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
-        let (object, head) = super::tail::encode(record, &commit.runs)?;
-        let done =
-            Done { head, size: object.len() as u64, newest: commit.newest, upto: commit.upto, permits: commit.permits };
+        let (object, head) = super::tail::encode(record, &runs)?;
+        let begun = self.core.engine.tick.load(Ordering::Relaxed);
+        let done = Done { head, size: object.len() as u64, newest, upto, begun, permits };
         let core = Arc::clone(&self.core);
         self.in_flight.push_back(Box::pin(async move {
             put(&core, &key, object).await?;
@@ -333,6 +335,8 @@ impl Committer {
         self.core.note_settled(&mut state);
         drop(state);
         drop(done.permits);
+        // A record that was accepted says that the volume is still ours.
+        self.core.looked.fetch_max(done.begun, Ordering::Relaxed);
         if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
             journal.release(self.core.record.id, done.upto);
         }

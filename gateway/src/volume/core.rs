@@ -184,8 +184,10 @@ pub(super) struct Core {
     pub(super) commands: Mutex<Option<mpsc::UnboundedSender<Command>>>,
     /// Where the last read ended, to see sequential readers.
     pub(super) read_end: AtomicU64,
-    /// The engine's tick at which a reader last looked at the log.
+    /// The engine's tick at which what is known of the log was last known to be true.
     pub(super) looked: AtomicU64,
+    /// Somebody was sent to look.
+    pub(super) looking: AtomicBool,
     /// An operator said that flushed writes of a lost gateway may be missing.
     pub(super) lost_tail_accepted: AtomicBool,
     /// Accepted writes were lost with an earlier owner, and no machine has begun anew since.

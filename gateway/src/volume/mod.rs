@@ -11,6 +11,7 @@ mod ops;
 mod own;
 mod plan;
 mod read;
+mod snapshot;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -174,6 +175,7 @@ impl Volume {
             commands: Mutex::new(None),
             read_end: AtomicU64::new(0),
             looked: AtomicU64::new(tick),
+            looking: AtomicBool::new(false),
             lost_tail_accepted: AtomicBool::new(false),
             torn: AtomicBool::new(torn),
             anew: AtomicBool::new(false),
@@ -216,6 +218,15 @@ impl Volume {
         self.core.owner_elsewhere().await
     }
 
+    /// What a takeover would leave behind: `None` when nothing flushed can be missing, otherwise the error that [`Volume::claim`]
+    /// gives without an operator's yes.
+    ///
+    /// # Errors
+    /// What the store gives.
+    pub async fn lost_tail(&self) -> Result<Option<Error>> {
+        self.core.lost_tail().await
+    }
+
     /// Drops the delta: the volume is its base again, or the base that is given. One store request, whatever the size.
     /// It can be undone for a while, see [`Volume::undo`].
     ///
@@ -255,6 +266,14 @@ impl Volume {
     /// `NotFound` with code `unknown-snapshot`.
     pub async fn drop_snapshot(&self, name: Name) -> Result<()> {
         self.core.operate(Operation::DropSnapshot(name)).await
+    }
+
+    /// A snapshot as a read-only device. It does not keep the volume open.
+    ///
+    /// # Errors
+    /// `NotFound` with code `unknown-snapshot`; what the store and opening the snapshot's base give.
+    pub async fn open_snapshot(&self, name: &Name) -> Result<Arc<dyn Device>> {
+        self.core.snapshot_device(name).await
     }
 
     /// Makes the volume what a snapshot says. It can be undone for a while.

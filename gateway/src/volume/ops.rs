@@ -52,7 +52,7 @@ impl Core {
         task.await.map_err(|_| super::read::stopping())?
     }
 
-    fn unknown_snapshot(&self, name: &Name) -> Error {
+    pub(super) fn unknown_snapshot(&self, name: &Name) -> Error {
         Error::not_found("unknown-snapshot", format!("there is no snapshot {name}"))
             .on(self.record.name.to_string())
             .hint("list its snapshots")

@@ -2,22 +2,26 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use clonegate_core::format::clone::{CloneRecord, Durability};
 use clonegate_core::format::envelope;
 use clonegate_core::format::log::{EpochRecord, Position};
-use clonegate_core::ids::GatewayId;
+use clonegate_core::ids::{Epoch, GatewayId};
 use clonegate_core::{Error, ErrorKind, Result};
 
 use super::commit::{Command, Committer, closed};
 use super::core::{Core, Role, Seen};
 use crate::delta::Engine;
-use crate::delta::claim::{Claimant, claim};
+use crate::delta::claim::{Claimant, claim, fenced};
 use crate::delta::journal::Journal;
 use crate::delta::load::{End, Listing, Loaded, load};
 use crate::delta::unsettled::Found;
 use crate::device::Version;
 use crate::store::{Store, keys};
+
+/// How long a read waits for a look at the log before it is answered from what is known.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What of a listing tells whether there is anything new.
 pub(super) fn seen(listing: &Listing) -> Seen {
@@ -94,6 +98,7 @@ impl Core {
         self.torn.store(torn, Ordering::Release);
         state.mark = self.engine.unsettled.begin(self.record.id, torn);
         state.next_batch = mark + 1;
+        self.looked.store(self.engine.tick.load(Ordering::Relaxed), Ordering::Relaxed);
         self.progress.begin_at(mark);
         Committer::start(self, at, mark, leftovers);
         self.publish(&state);
@@ -114,29 +119,101 @@ impl Core {
         self.publish(state);
     }
 
-    /// Whether a reader's state is older than it may be.
-    pub(super) fn is_stale(&self) -> bool {
+    /// Seconds since what is known of the log was last known to be true, and how many it may be; 0: any number.
+    fn age(&self) -> (u64, u64) {
         let now = self.engine.tick.load(Ordering::Relaxed);
-        now.saturating_sub(self.looked.load(Ordering::Relaxed)) >= self.engine.settings.staleness.as_secs()
-            && self.engine.settings.staleness.as_secs() > 0
+        (now.saturating_sub(self.looked.load(Ordering::Relaxed)), self.engine.settings.staleness.as_secs())
     }
 
+    /// Whether what is known of the log is as young as it has to be. When it grows old, somebody is sent to look, so that
+    /// those who read all the time never wait for it.
+    pub(super) fn is_fresh(self: &Arc<Self>) -> bool {
+        let (age, most) = self.age();
+        if most == 0 || age * 2 < most {
+            return true;
+        }
+        if age < most && !self.face.load().reader && !self.looking.swap(true, Ordering::AcqRel) {
+            let core = Arc::clone(self);
+            self.engine.handle.spawn(async move {
+                if let Err(error) = core.look().await {
+                    tracing::debug!(clone = %core.record.name, %error, "its log could not be looked at");
+                }
+                core.looking.store(false, Ordering::Release);
+            });
+        }
+        age < most
+    }
+
+    /// Makes sure that what is read is not older than it may be. A store that does not answer stops no reads: then they
+    /// are of what is known, and the store is asked again after a while.
     pub(super) async fn refresh_if_stale(self: &Arc<Self>) -> Result<()> {
-        if !self.face.load().reader || !self.is_stale() {
+        if self.is_fresh() {
             return Ok(());
         }
-        self.refresh().await
+        let look = self.look();
+        let result = tokio::select! {
+            result = look => result,
+            () = self.engine.clock.sleep(PATIENCE) => Err(Error::unavailable("slow-store", "the store does not answer")),
+        };
+        match result {
+            Err(error) if error.kind() == ErrorKind::Unavailable && error.code() != "stopping" => {
+                tracing::warn!(clone = %self.record.name, %error, "reads go on with what is known");
+                self.looked.store(self.engine.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
-    /// Reads what other gateways wrote.
+    /// Looks at the log: as the owner whether that is still so, otherwise at what others wrote.
+    async fn look(self: &Arc<Self>) -> Result<()> {
+        let role = self.state.read().role.clone();
+        match role {
+            Role::Reader => self.refresh_once(false).await,
+            Role::Dead(error) => Err(error),
+            Role::Owner => {
+                let core = Arc::clone(self);
+                let task = self.engine.handle.spawn(async move { core.confirm().await });
+                task.await.map_err(|_| super::read::stopping())?
+            }
+        }
+    }
+
+    /// As the owner: whether somebody claimed the next epoch. A stalled owner learns so before it answers reads for long.
+    async fn confirm(self: &Arc<Self>) -> Result<()> {
+        let tick = self.engine.tick.load(Ordering::Relaxed);
+        let Some(at) = self.state.read().log.at else { return Ok(()) };
+        let next = keys::epoch(self.record.id, Epoch(at.epoch.0 + 1));
+        match self.store.head(&next).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.looked.fetch_max(tick, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(_) => {
+                let error = fenced(&self.record);
+                // The claim may not have come to its end, but ours has: nothing is acknowledged any more.
+                self.die(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads what other gateways wrote, however young what is known may be.
     pub(super) async fn refresh(self: &Arc<Self>) -> Result<()> {
+        self.refresh_once(true).await
+    }
+
+    async fn refresh_once(self: &Arc<Self>, anyway: bool) -> Result<()> {
         let core = Arc::clone(self);
         let task = self.engine.handle.spawn(async move {
-            let tick = core.engine.tick.load(Ordering::Relaxed);
             let _turn = core.turn.lock().await;
-            if !matches!(core.state.read().role, Role::Reader) {
+            // Somebody else may have looked while this one waited for its turn.
+            let (age, most) = core.age();
+            if !matches!(core.state.read().role, Role::Reader) || !(anyway || age >= most) {
                 return Ok(());
             }
+            let tick = core.engine.tick.load(Ordering::Relaxed);
             let listing = Listing::read(&core.store, core.record.id).await?;
             let vanished = listing.logs.is_empty() && core.state.read().seen.0.is_some();
             if listing.deleted || vanished {

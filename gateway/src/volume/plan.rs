@@ -8,8 +8,9 @@ use smallvec::SmallVec;
 
 use super::base::BaseRead;
 use super::core::State;
-use crate::delta::map::Place;
-use crate::delta::object::Object;
+use crate::delta::dirty::Dirty;
+use crate::delta::map::{BlockMap, Place};
+use crate::delta::object::{Object, Objects};
 
 /// Bytes of the volume, in order, with one source.
 #[derive(Debug, Clone)]
@@ -62,8 +63,18 @@ pub(super) struct Plan {
     pub(super) base: Option<Arc<dyn BaseRead>>,
 }
 
+/// What bytes are planned from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    /// Accepted writes, the newer first; none for a snapshot.
+    pub(super) dirty: Option<(&'a Dirty, &'a Dirty)>,
+    pub(super) map: &'a BlockMap,
+    pub(super) objects: &'a Objects,
+    pub(super) base: Option<&'a Arc<dyn BaseRead>>,
+}
+
 struct Builder<'a> {
-    state: &'a State,
+    view: View<'a>,
     range: ByteRange,
     pieces: SmallVec<[Piece; 4]>,
 }
@@ -90,8 +101,9 @@ impl Builder<'_> {
     }
 
     fn open(&mut self, start: u64, end: u64) {
+        let Some((open, _)) = self.view.dirty else { return self.stored(start, end) };
         let mut at = start;
-        for run in self.state.open.range(start, end) {
+        for run in open.range(start, end) {
             self.sealed(at, run.start);
             self.memory(run.start, run.end, run.data);
             at = run.end;
@@ -103,8 +115,9 @@ impl Builder<'_> {
         if start >= end {
             return;
         }
+        let Some((_, sealed)) = self.view.dirty else { return self.stored(start, end) };
         let mut at = start;
-        for run in self.state.sealed.range(start, end) {
+        for run in sealed.range(start, end) {
             self.stored(at, run.start);
             self.memory(run.start, run.end, run.data);
             at = run.end;
@@ -117,14 +130,14 @@ impl Builder<'_> {
             return;
         }
         let mut at = start;
-        for run in self.state.log.image.map.range(start, end) {
+        for run in self.view.map.range(start, end) {
             self.base(at, run.start);
             let (from, to) = self.clip(run.start, run.end);
             match run.place {
                 Place::Zero => self.pieces.push(Piece::Zero(to - from)),
                 Place::Object { object, frame } => {
                     let first = u64::from(frame) * BLOCK_BYTES;
-                    if let Some(object) = self.state.log.objects.get(object) {
+                    if let Some(object) = self.view.objects.get(object) {
                         self.pieces.push(Piece::Object {
                             object: Arc::clone(object),
                             from: first + from,
@@ -144,7 +157,7 @@ impl Builder<'_> {
         }
         let (from, to) = self.clip(start, end);
         let (from, to) = (start * BLOCK_BYTES + from, start * BLOCK_BYTES + to);
-        let size = self.state.base.as_ref().map_or(0, |base| base.size());
+        let size = self.view.base.map_or(0, |base| base.size());
         let edge = to.min(size).max(from);
         if from < edge {
             self.pieces.push(Piece::Base(ByteRange::new(from, edge)));
@@ -157,10 +170,17 @@ impl Builder<'_> {
 
 /// Where the bytes of `range` are now.
 pub(super) fn plan(state: &State, range: ByteRange) -> Plan {
+    let log = &state.log;
+    let dirty = Some((&state.open, &state.sealed));
+    plan_of(View { dirty, map: &log.image.map, objects: &log.objects, base: state.base.as_ref() }, range)
+}
+
+/// Where the bytes of `range` are in what is looked at.
+pub(super) fn plan_of(view: View<'_>, range: ByteRange) -> Plan {
     if range.is_empty() {
         return Plan::default();
     }
-    let mut builder = Builder { state, range, pieces: SmallVec::new() };
+    let mut builder = Builder { view, range, pieces: SmallVec::new() };
     builder.open(range.start() / BLOCK_BYTES, range.end().div_ceil(BLOCK_BYTES));
-    Plan { pieces: builder.pieces, base: state.base.clone() }
+    Plan { pieces: builder.pieces, base: view.base.cloned() }
 }

@@ -8,7 +8,9 @@ use clonegate_core::{Error, ErrorKind, Result};
 
 use super::core::{Core, Role};
 use super::plan::{Piece, Plan, plan};
+use crate::delta::Engine;
 use crate::device::{Extent, Segments, Source, zeroes};
+use crate::store::Store;
 
 /// Bytes that are fetched ahead of a sequential reader.
 const READAHEAD_BYTES: u64 = 1 << 20;
@@ -17,46 +19,29 @@ const ATTEMPTS: u32 = 4;
 
 impl Core {
     /// See [`crate::device::Device::try_read`].
-    pub(super) fn try_read(&self, range: ByteRange) -> Option<Segments> {
+    pub(super) fn try_read(self: &Arc<Self>, range: ByteRange) -> Option<Segments> {
         let face = self.face.load();
-        if face.reader && self.is_stale() {
+        if range.end() > self.record.size || !self.is_fresh() {
             return None;
         }
-        if range.end() > self.record.size {
-            return None;
-        }
-        let mut out = Segments::new();
         if face.pristine {
+            let mut out = Segments::new();
             return match &face.base {
                 None => {
                     zeroes(&mut out, range.len());
                     Some(out)
                 }
                 Some(base) if range.end() <= base.size() => base.try_read(range),
-                Some(_) => self.try_plan(range, out),
+                Some(_) => self.try_plan(range),
             };
         }
         drop(face);
-        self.try_plan(range, out)
+        self.try_plan(range)
     }
 
-    fn try_plan(&self, range: ByteRange, mut out: Segments) -> Option<Segments> {
+    fn try_plan(&self, range: ByteRange) -> Option<Segments> {
         let plan = plan(&self.state.read(), range);
-        let mut length = 0;
-        for piece in &plan.pieces {
-            length += piece.len();
-            match piece {
-                Piece::Memory(bytes) => out.push(bytes.clone()),
-                Piece::Zero(length) => zeroes(&mut out, *length),
-                Piece::Base(range) => out.extend(plan.base.as_ref()?.try_read(*range)?),
-                Piece::Object { object, from, to } => {
-                    if !self.engine.cache.try_read(object, *from, *to, &mut out) {
-                        return None;
-                    }
-                }
-            }
-        }
-        (length == range.len()).then_some(out)
+        try_gather(&self.engine, &plan, range.len())
     }
 
     /// Reads `range` of one version.
@@ -77,7 +62,7 @@ impl Core {
         let mut attempt = 0;
         loop {
             let plan = plan(&self.state.read(), range);
-            match self.fetch(&plan, range.len()).await {
+            match gather(&self.engine, &self.store, &plan, range.len()).await {
                 // Folded and collected since it was planned: it lies elsewhere now. A reader has to look where.
                 Err(error) if error.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => {
                     attempt += 1;
@@ -90,40 +75,6 @@ impl Core {
                 Ok(out) => return Ok((plan, out)),
             }
         }
-    }
-
-    /// The bytes of a plan.
-    pub(super) async fn fetch(self: &Arc<Self>, plan: &Plan, length: u64) -> Result<Segments> {
-        let mut out = Segments::new();
-        let mut planned = 0;
-        for piece in &plan.pieces {
-            planned += piece.len();
-            match piece {
-                Piece::Memory(bytes) => out.push(bytes.clone()),
-                Piece::Zero(length) => zeroes(&mut out, *length),
-                Piece::Base(range) => match &plan.base {
-                    Some(base) => out.extend(base.read(*range).await?),
-                    None => return Err(Error::internal("bad-plan", "a piece of a base that is not there")),
-                },
-                Piece::Object { object, from, to } => {
-                    if self.engine.cache.try_read(object, *from, *to, &mut out) {
-                        continue;
-                    }
-                    // A task of its own, on the runtime that store IO runs on: the asker may go away.
-                    let (core, object, from, to) = (Arc::clone(self), Arc::clone(object), *from, *to);
-                    let task = self
-                        .engine
-                        .handle
-                        .spawn(async move { core.engine.cache.read(&core.store, &object, from, to).await });
-                    out.extend(task.await.map_err(|_| stopping())??);
-                }
-            }
-        }
-        if planned != length {
-            return Err(Error::internal("bad-plan", format!("{planned} bytes planned of {length}"))
-                .on(self.record.name.to_string()));
-        }
-        Ok(out)
     }
 
     /// Remembers where a read ended, and fetches on from there when the reader goes straight ahead.
@@ -165,50 +116,111 @@ impl Core {
         range.check_within(self.record.size)?;
         self.refresh_if_stale().await?;
         let plan = plan(&self.state.read(), range);
-        let mut out: Vec<Extent> = Vec::new();
-        let mut at = range.start();
-        let push = |out: &mut Vec<Extent>, start: u64, end: u64, source: Source| match out.last_mut() {
-            Some(last) if last.source == source && last.range.end() == start => {
-                last.range = ByteRange::new(last.range.start(), end);
-            }
-            _ => out.push(Extent { range: ByteRange::new(start, end), source }),
-        };
-        for piece in &plan.pieces {
-            let end = at + piece.len();
-            match piece {
-                Piece::Memory(_) | Piece::Object { .. } => push(&mut out, at, end, Source::Delta),
-                Piece::Zero(_) => push(&mut out, at, end, Source::Zero),
-                Piece::Base(range) => {
-                    if let Some(base) = &plan.base {
-                        for extent in base.extents(*range).await? {
-                            push(&mut out, extent.range.start(), extent.range.end(), extent.source);
-                        }
-                    }
-                }
-            }
-            at = end;
-        }
-        Ok(out)
+        extents_of(&plan, range).await
     }
 
     /// See [`crate::device::Device::prefetch`].
     pub(super) async fn prefetch(self: &Arc<Self>, range: ByteRange) -> Result<()> {
         range.check_within(self.record.size)?;
         let plan = plan(&self.state.read(), range);
-        for piece in &plan.pieces {
-            match (piece, &plan.base) {
-                (Piece::Base(range), Some(base)) => base.prefetch(*range).await?,
-                (Piece::Object { object, from, to }, _) => {
-                    self.engine.cache.read(&self.store, object, *from, *to).await?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        fetch_ahead(&self.engine, &self.store, &plan).await
     }
 }
 
-fn gone(error: Error) -> Error {
+/// The bytes of a plan, when all of them are in memory.
+pub(super) fn try_gather(engine: &Engine, plan: &Plan, length: u64) -> Option<Segments> {
+    let mut out = Segments::new();
+    let mut planned = 0;
+    for piece in &plan.pieces {
+        planned += piece.len();
+        match piece {
+            Piece::Memory(bytes) => out.push(bytes.clone()),
+            Piece::Zero(length) => zeroes(&mut out, *length),
+            Piece::Base(range) => out.extend(plan.base.as_ref()?.try_read(*range)?),
+            Piece::Object { object, from, to } => {
+                if !engine.cache.try_read(object, *from, *to, &mut out) {
+                    return None;
+                }
+            }
+        }
+    }
+    (planned == length).then_some(out)
+}
+
+/// The bytes of a plan.
+pub(super) async fn gather(engine: &Arc<Engine>, store: &Store, plan: &Plan, length: u64) -> Result<Segments> {
+    let mut out = Segments::new();
+    let mut planned = 0;
+    for piece in &plan.pieces {
+        planned += piece.len();
+        match piece {
+            Piece::Memory(bytes) => out.push(bytes.clone()),
+            Piece::Zero(length) => zeroes(&mut out, *length),
+            Piece::Base(range) => match &plan.base {
+                Some(base) => out.extend(base.read(*range).await?),
+                None => return Err(Error::internal("bad-plan", "a piece of a base that is not there")),
+            },
+            Piece::Object { object, from, to } => {
+                if engine.cache.try_read(object, *from, *to, &mut out) {
+                    continue;
+                }
+                // A task of its own, on the runtime that store IO runs on: the asker may go away.
+                let (store, object, from, to) = (store.clone(), Arc::clone(object), *from, *to);
+                let shared = Arc::clone(engine);
+                let task = engine.handle.spawn(async move { shared.cache.read(&store, &object, from, to).await });
+                out.extend(task.await.map_err(|_| stopping())??);
+            }
+        }
+    }
+    if planned != length {
+        return Err(Error::internal("bad-plan", format!("{planned} bytes planned of {length}")));
+    }
+    Ok(out)
+}
+
+/// Where the bytes of a plan come from; neighbours of one source are merged.
+pub(super) async fn extents_of(plan: &Plan, range: ByteRange) -> Result<Vec<Extent>> {
+    let mut out: Vec<Extent> = Vec::new();
+    let mut at = range.start();
+    let push = |out: &mut Vec<Extent>, start: u64, end: u64, source: Source| match out.last_mut() {
+        Some(last) if last.source == source && last.range.end() == start => {
+            last.range = ByteRange::new(last.range.start(), end);
+        }
+        _ => out.push(Extent { range: ByteRange::new(start, end), source }),
+    };
+    for piece in &plan.pieces {
+        let end = at + piece.len();
+        match piece {
+            Piece::Memory(_) | Piece::Object { .. } => push(&mut out, at, end, Source::Delta),
+            Piece::Zero(_) => push(&mut out, at, end, Source::Zero),
+            Piece::Base(range) => {
+                if let Some(base) = &plan.base {
+                    for extent in base.extents(*range).await? {
+                        push(&mut out, extent.range.start(), extent.range.end(), extent.source);
+                    }
+                }
+            }
+        }
+        at = end;
+    }
+    Ok(out)
+}
+
+/// Fetches what a plan says into the caches.
+pub(super) async fn fetch_ahead(engine: &Engine, store: &Store, plan: &Plan) -> Result<()> {
+    for piece in &plan.pieces {
+        match (piece, &plan.base) {
+            (Piece::Base(range), Some(base)) => base.prefetch(*range).await?,
+            (Piece::Object { object, from, to }, _) => {
+                engine.cache.read(store, object, *from, *to).await?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn gone(error: Error) -> Error {
     let object = error.object().unwrap_or_default().to_owned();
     Error::corrupt("missing-object", "an object that the volume needs is gone")
         .on(object)

@@ -16,11 +16,12 @@ use super::commit::{put, split};
 use super::core::Core;
 use crate::delta::dirty::Dirty;
 use crate::delta::journal::Journal;
-use crate::delta::load::{End, Loaded, apply, read_head};
+use crate::delta::load::{End, Loaded, apply, load, read_head};
 use crate::delta::state::LogState;
 use crate::store::keys;
 use clonegate_core::format::log::Position;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 impl Core {
     fn journal_id(&self) -> Option<Nonce> {
@@ -30,6 +31,18 @@ impl Core {
     pub(super) async fn claim_of(&self, epoch: Epoch) -> Result<EpochRecord> {
         let key = keys::epoch(self.record.id, epoch);
         envelope::decode(&self.store.get(&key).await?).map_err(|e| e.on(key.to_string()))
+    }
+
+    /// The error that a claim would give, when it would.
+    pub(super) async fn lost_tail(&self) -> Result<Option<Error>> {
+        if matches!(self.state.read().role, super::core::Role::Owner) {
+            return Ok(None);
+        }
+        let loaded = load(&self.store, &self.record).await?;
+        match self.check_tail(&loaded).await {
+            Err(error) if error.code() == "lost-tail" => Ok(Some(error)),
+            checked => checked.map(|_| None),
+        }
     }
 
     /// Whether flushed writes may be missing that an operator gave up; an error when nobody did.
@@ -57,10 +70,14 @@ impl Core {
         }
         Err(Error::conflict(
             "lost-tail",
-            format!("{gateway} had it open and did not close it: what it flushed in its last second may be in its journal only"),
+            format!(
+                "gateway {gateway} had it open and did not close it: everything up to {} is here, what was flushed after \
+                 that (a second or so) may be in its journal only",
+                humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_millis(loaded.state.modified_ms)),
+            ),
         )
         .on(self.record.name.to_string())
-        .hint("start that gateway with its journal, or accept that these writes are lost"))
+        .hint("start that gateway with its journal, or give these writes up with `clonegate clone accept-loss`"))
     }
 
     /// What our journal held of this volume and may still be applied.

@@ -76,3 +76,17 @@ impl Record for CloneRecord {
     const KIND: Kind = Kind::Clone;
     const VERSION: u16 = 1;
 }
+
+/// `clones/<clone>/deleted`: nobody opens the volume any more. Put before anything of it is removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneDeletedRecord {
+    /// The volume.
+    pub id: CloneId,
+    /// When, milliseconds since 1970 UTC.
+    pub deleted_ms: u64,
+}
+
+impl Record for CloneDeletedRecord {
+    const KIND: Kind = Kind::CloneDeleted;
+    const VERSION: u16 = 1;
+}

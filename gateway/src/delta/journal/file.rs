@@ -48,7 +48,10 @@ pub(super) fn enter(settings: &JournalSettings, clock: &Clock) -> Result<(Nonce,
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let foreign = std::fs::read_dir(directory).map_err(|e| io_error(directory, e))?;
-            let foreign = foreign.filter_map(|entry| entry.ok()).any(|entry| entry.file_name() != "lock");
+            let foreign = foreign.filter_map(|entry| entry.ok()).any(|entry| {
+                // The second is what a crash may leave of the first start.
+                entry.file_name() != "lock" && entry.file_name() != "owner.new"
+            });
             if foreign {
                 return Err(Error::invalid("not-a-journal", "the directory holds other files and no journal")
                     .on(shown)

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{CloneView, CreateClones, CreatedClones, Page, SnapshotView, Touched};
+use crate::lifecycle::views::{CloneView, CreateClones, CreatedClones, KeptSnapshot, Page, SnapshotView, Touched};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
@@ -22,6 +22,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(reset))
         .routes(routes!(snapshot))
         .routes(routes!(restore))
+        .routes(routes!(snapshots))
+        .routes(routes!(accept_loss))
 }
 
 /// All clones.
@@ -94,4 +96,20 @@ async fn restore(
     JsonBody(request): JsonBody<SnapshotName>,
 ) -> Answer<Touched> {
     Ok(Json(gateway.restore_clone(&clone, &request.name, query.dry_run).await?))
+}
+
+/// The snapshots of a clone, oldest first. Each is an export, `CLONE@SNAPSHOT`, by NBD and HTTP.
+#[utoipa::path(get, path = "/v1/clones/{clone}/snapshots", tag = "clones", params(("clone" = String, Path, description = "Name or id")), responses((status = 200, body = Vec<KeptSnapshot>), (status = 404, body = Problem)))]
+async fn snapshots(State(gateway): State<Arc<Gateway>>, Path(clone): Path<String>) -> Answer<Vec<KeptSnapshot>> {
+    Ok(Json(gateway.list_snapshots(&clone).await?))
+}
+
+/// Gives flushed writes up that only the journal of a lost gateway held.
+#[utoipa::path(post, path = "/v1/clones/{clone}/accept-loss", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), responses((status = 200, body = Touched), (status = 404, body = Problem)))]
+async fn accept_loss(
+    State(gateway): State<Arc<Gateway>>,
+    Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<Touched> {
+    Ok(Json(gateway.accept_loss(&clone, query.dry_run).await?))
 }

@@ -14,7 +14,7 @@ pub(crate) struct DiskRoute<'a> {
 }
 
 impl<'a> DiskRoute<'a> {
-    /// Reads `/v1/clones/{clone}/disk`, `/v1/clones/{clone}/identity`, `/v1/disks/{disk}`, `/v1/bases/{base}/disk` and
+    /// Reads `/v1/clones/{clone}/disk` and `/v1/clones/{clone}@{snapshot}/disk`, `/v1/clones/{clone}/identity`, `/v1/disks/{disk}`, `/v1/bases/{base}/disk` and
     /// `/v1/templates/{template}/disk`. Boot firmware wants a file name: `disk.img` and `disk.iso` are the same as `disk`.
     pub(crate) fn parse(path: &'a str) -> Option<Self> {
         let rest = path.strip_prefix("/v1/")?;
@@ -31,8 +31,14 @@ impl<'a> DiskRoute<'a> {
             ("disks", None) => RouteClass::Disk,
             _ => return None,
         };
-        // These would turn one export name into another.
-        (!name.is_empty() && !name.contains('@')).then_some(Self { class, name })
+        // An `@` turns one export name into another; after a clone's name it names a snapshot, and nothing else here.
+        let right = match name.split_once('@') {
+            None => !name.is_empty(),
+            Some((clone, snapshot)) => {
+                class == RouteClass::Clone && !clone.is_empty() && !snapshot.contains('@') && snapshot != "identity"
+            }
+        };
+        right.then_some(Self { class, name })
     }
 
     /// The export name: what `Exports::peek` takes and `ExportName` reads.
@@ -53,7 +59,7 @@ impl<'a> DiskRoute<'a> {
 
     /// Whether the disk can never be written, whoever asks.
     pub(crate) fn never_written(&self) -> bool {
-        matches!(self.class, RouteClass::Base | RouteClass::Template | RouteClass::Identity)
+        matches!(self.class, RouteClass::Base | RouteClass::Template | RouteClass::Identity) || self.name.contains('@')
     }
 }
 
@@ -88,6 +94,7 @@ mod tests {
         check("/v1/clones/desk-1/disk", Some("desk-1"));
         check("/v1/clones/desk-1/disk.img", Some("desk-1"));
         check("/v1/clones/desk-1/identity", Some("desk-1@identity"));
+        check("/v1/clones/desk-1@before/disk", Some("desk-1@before"));
         check("/v1/disks/data-1", Some("disk/data-1"));
         check("/v1/bases/b_00000000000000000000000000/disk", Some("base/b_00000000000000000000000000"));
         check("/v1/templates/win11.23h2/disk.iso", Some("template/win11.23h2"));
@@ -111,6 +118,10 @@ mod tests {
             "/v1/disks/a/disk",
             "/v2/clones/a/disk",
             "/v1/clones/a@identity/disk",
+            "/v1/clones/a@b@c/disk",
+            "/v1/clones/@b/disk",
+            "/v1/clones/a@b/identity",
+            "/v1/bases/a@b/disk",
             "/v1/clones/a/disk.qcow2",
             "//v1/clones/a/disk",
             "/v1/clones/a/extents",

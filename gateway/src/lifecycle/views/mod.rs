@@ -395,6 +395,9 @@ pub struct CloneView {
     /// The version that its last update took it from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_from: Option<u32>,
+    /// Flushed writes of a lost gateway may be missing, which an operator accepted; known when it is open here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost_tail: bool,
     /// Path of its bytes on this server.
     pub disk: String,
     /// When it was made, milliseconds since 1970 UTC.
@@ -477,6 +480,22 @@ pub struct SnapshotView {
     pub clone: String,
     /// Its name.
     pub name: String,
+}
+
+/// A snapshot that a clone has.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeptSnapshot {
+    /// Its name.
+    pub name: String,
+    /// When it was made, milliseconds since 1970 UTC.
+    pub made_ms: u64,
+    /// The base under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Its name as an NBD export, read-only.
+    pub export: String,
+    /// Path of its bytes on this server.
+    pub disk: String,
 }
 
 /// Items of a page when nobody says.

@@ -1,0 +1,85 @@
+//! Puts flushed writes that this gateway's journal held when it stopped into the store, whether or not anybody opens their clones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clonegate_core::format::catalog::{CloneEntry, DiskEntry};
+use clonegate_core::ids::CloneId;
+use clonegate_core::{ErrorKind, Result};
+
+use super::gateway::Gateway;
+use crate::exports::{CloneRef, ExportName};
+use crate::store::keys;
+
+/// How long to wait for a store that does not answer.
+const AGAIN: Duration = Duration::from_secs(15);
+
+/// What became of one volume's entries.
+enum Outcome {
+    Shipped,
+    /// The volume was deleted.
+    GivenUp,
+    /// No store here has it.
+    Unknown,
+}
+
+impl Gateway {
+    /// Begins to ship what the journal held; goes on in the background until all of it is in the store.
+    pub(super) fn ship_pending(self: &Arc<Self>) {
+        let mut pending = self.engine.pending_clones();
+        if pending.is_empty() {
+            return;
+        }
+        tracing::info!(volumes = pending.len(), "the journal holds flushed writes that may not be in the store yet");
+        let (me, clock) = (std::sync::Weak::clone(&self.me), self.clock.clone());
+        self.handle.spawn(async move {
+            loop {
+                let Some(gateway) = me.upgrade() else { return };
+                let mut later = Vec::new();
+                for id in pending {
+                    match gateway.ship(id).await {
+                        Ok(Outcome::Shipped) => tracing::info!(volume = %id, "flushed writes of the journal are in the store"),
+                        Ok(Outcome::GivenUp) => gateway.engine.forget(id),
+                        Ok(Outcome::Unknown) => tracing::warn!(volume = %id,
+                            "the journal holds flushed writes of a volume that no store here has; they stay in it"),
+                        Err(error) if error.kind() == ErrorKind::Unavailable => later.push(id),
+                        Err(error) => tracing::error!(volume = %id, %error, "flushed writes of the journal could not be put into the store"),
+                    }
+                }
+                drop(gateway);
+                if later.is_empty() {
+                    return;
+                }
+                pending = later;
+                clock.sleep(AGAIN).await;
+            }
+        });
+    }
+
+    async fn ship(self: &Arc<Self>, id: CloneId) -> Result<Outcome> {
+        let clones = self.catalog.list::<CloneEntry>().await?;
+        let disks = self.catalog.list::<DiskEntry>().await?;
+        let name = if clones.iter().any(|clone| clone.state.record.id == id) {
+            ExportName::Clone(CloneRef::Id(id))
+        } else if disks.iter().any(|disk| disk.state.record.id == id) {
+            ExportName::Disk(CloneRef::Id(id))
+        } else {
+            return self.look_for_tombstone(id).await;
+        };
+        // Opening it puts them into the store; it is closed when nobody uses it.
+        Arc::clone(self).open_export(name).await.map(|_| Outcome::Shipped)
+    }
+
+    /// Only a volume that is known to be deleted is given up: a wrong configuration must lose nothing.
+    async fn look_for_tombstone(&self, id: CloneId) -> Result<Outcome> {
+        for datastore in self.datastores.all() {
+            datastore.check_online()?;
+            match datastore.store.head(&keys::deleted(id)).await {
+                Ok(_) => return Ok(Outcome::GivenUp),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Outcome::Unknown)
+    }
+}
