@@ -141,7 +141,7 @@ async fn the_maintenance_round_reaches_every_clone_and_can_be_rolled_back() {
     gateway.rollback_template("t").await.unwrap();
     gateway.update_clones(update(None), false).await.unwrap();
     assert_eq!(first_bytes(&gateway, "desk-003", 4096).await, [0; 4], "back on version 1");
-    let report = gateway.fsck(false, Some(0)).await.unwrap();
+    let report = gateway.fsck(false, Some(0), false).await.unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 
@@ -275,7 +275,7 @@ async fn fsck_finds_what_a_crash_has_left_and_repair_removes_it() {
     let gateway = gateway(dir.path(), 1).await;
     import(&gateway, "t", 1, None).await;
     gateway.create_clones(order("c", "t", None), false).await.unwrap();
-    assert!(gateway.fsck(true, Some(0)).await.unwrap().findings.is_empty());
+    assert!(gateway.fsck(true, Some(0), false).await.unwrap().findings.is_empty());
     // A slot without a name, as a crash between the two puts of a create leaves it, and a pack that no index names.
     let store =
         Store::open(&StoreConfig::new(format!("file://{}/store", dir.path().display())), &Clock::system()).unwrap();
@@ -287,11 +287,11 @@ async fn fsck_finds_what_a_crash_has_left_and_repair_removes_it() {
     record.slot = 5;
     store.put_new(&keys::slot(base, 5), clonegate_core::format::envelope::encode(&record).unwrap()).await.unwrap();
     store.put_new(&keys::pack(Clock::system().id()), bytes::Bytes::from_static(b"lost")).await.unwrap();
-    assert!(gateway.fsck(true, None).await.unwrap().findings.is_empty(), "what is young is left alone");
-    assert_eq!(gateway.fsck(false, Some(0)).await.unwrap().findings.len(), 2);
-    let repaired = gateway.fsck(true, Some(0)).await.unwrap();
+    assert!(gateway.fsck(true, None, false).await.unwrap().findings.is_empty(), "what is young is left alone");
+    assert_eq!(gateway.fsck(false, Some(0), false).await.unwrap().findings.len(), 2);
+    let repaired = gateway.fsck(true, Some(0), false).await.unwrap();
     assert!(repaired.findings.iter().all(|finding| finding.repaired), "{:?}", repaired.findings);
-    assert!(gateway.fsck(false, Some(0)).await.unwrap().findings.is_empty());
+    assert!(gateway.fsck(false, Some(0), false).await.unwrap().findings.is_empty());
     assert_eq!(first_bytes(&gateway, "c", 0).await, [1; 4], "what is owned is untouched");
 }
 

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use clonegate_core::format::checkpoint::{
     BlockObject, CheckpointRecord, Kept, MapRun, decode_checkpoint, encode_checkpoint,
 };
-use clonegate_core::format::clone::CloneDeletedRecord;
+use clonegate_core::format::clone::DeletedRecord;
 use clonegate_core::format::envelope;
 use clonegate_core::format::frame::{self, BLOCK};
 use clonegate_core::format::journal::{
@@ -149,9 +149,9 @@ fn segments_and_checkpoints() {
 
 #[test]
 fn tombstones() {
-    let record = CloneDeletedRecord { id: CLONE, deleted_ms: 5 };
+    let record = DeletedRecord { id: CLONE, nonce: NONCE, deleted_ms: 5, moved_to: None };
     let golden = check("clone-deleted-1", &envelope::encode(&record).unwrap());
-    assert_eq!(envelope::decode::<CloneDeletedRecord>(&golden).unwrap(), record);
+    assert_eq!(envelope::decode::<DeletedRecord>(&golden).unwrap(), record);
 }
 
 #[test]

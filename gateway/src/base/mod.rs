@@ -12,6 +12,7 @@ mod forget;
 pub mod frame;
 pub(crate) mod packed;
 mod raw;
+pub mod verify;
 
 use std::sync::Arc;
 

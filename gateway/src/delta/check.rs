@@ -56,12 +56,27 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Blocks whose checksums were verified.
     pub blocks_verified: u64,
+    /// The newest checkpoint.
+    pub checkpoint: Option<Position>,
 }
 
 impl Report {
     /// How many objects stand so.
     pub fn count(&self, standing: Standing) -> usize {
         self.findings.iter().filter(|finding| finding.standing == standing).count()
+    }
+
+    /// Whether an orphan may be deleted by one who does not own the volume. A record behind the end of its epoch is read by nobody. A
+    /// segment may still be named by a checkpoint that a stalled owner puts, unless there is one of a later epoch.
+    pub fn may_go(&self, finding: &Finding) -> bool {
+        let mut parts = finding.key.rsplit('/');
+        let _number = parts.next();
+        let epoch = parts.next().and_then(|epoch| epoch.parse::<u64>().ok());
+        match (finding.standing, parts.next(), epoch) {
+            (Standing::Orphan, Some("log"), Some(_)) => true,
+            (Standing::Orphan, Some("seg"), Some(epoch)) => self.checkpoint.is_some_and(|at| at.epoch.0 > epoch),
+            _ => false,
+        }
     }
 
     /// Whether nothing is missing or corrupt.
@@ -142,9 +157,10 @@ pub async fn check(store: &Store, record: &CloneRecord, blocks: bool) -> Result<
         let key = keys::clone_dir(record.id).key(other)?;
         checker.note(&key, 0, Standing::Orphan, "not a name of this program");
     }
-    let mut verified = 0;
+    let (mut verified, mut checkpoint) = (0, None);
     match load(store, record).await {
         Ok(loaded) => {
+            checkpoint = loaded.state.checkpoint;
             let objects = classify(&mut checker, &listing, &loaded, &sizes).await?;
             if blocks {
                 for object in objects {
@@ -158,7 +174,7 @@ pub async fn check(store: &Store, record: &CloneRecord, blocks: bool) -> Result<
         }
         Err(error) => return Err(error),
     }
-    Ok(Report { findings: checker.findings.into_values().collect(), blocks_verified: verified })
+    Ok(Report { findings: checker.findings.into_values().collect(), blocks_verified: verified, checkpoint })
 }
 
 fn sizes_of(listing: &Listing) -> HashMap<ObjectName, u64> {

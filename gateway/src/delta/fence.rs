@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use clonegate_core::Result;
-use clonegate_core::format::clone::{CloneDeletedRecord, CloneRecord};
+use clonegate_core::format::clone::{CloneRecord, DeletedRecord};
 use clonegate_core::format::envelope;
 use clonegate_core::format::log::{Change, CommitRecord, EpochRecord, Position, encode_commit};
 use clonegate_core::ids::{Epoch, GatewayId, Sequence};
@@ -19,7 +19,8 @@ use crate::store::{Key, Store, keys};
 /// # Errors
 /// What the store gives.
 pub async fn bury(store: &Store, record: &CloneRecord, clock: &Clock) -> Result<()> {
-    let tombstone = CloneDeletedRecord { id: record.id, deleted_ms: clock.now_ms() };
+    let tombstone =
+        DeletedRecord { id: record.id, nonce: clock.nonce(), deleted_ms: clock.now_ms(), moved_to: None };
     store.put_new(&keys::deleted(record.id), envelope::encode(&tombstone)?).await.map(drop)
 }
 

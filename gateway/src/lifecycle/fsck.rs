@@ -15,6 +15,7 @@ use clonegate_core::ids::{BaseId, CloneId, IndexId, Name, PackId};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
+use super::verify::{NoWatch, Verifier};
 use super::views::{Finding, FsckReport};
 use crate::catalog::Named;
 use crate::store::{PutNew, keys};
@@ -25,7 +26,7 @@ const GRACE_MS: u64 = 3_600_000;
 /// What all names refer to.
 struct Owners {
     clones: HashMap<CloneId, Named<CloneEntry>>,
-    disks: HashSet<CloneId>,
+    disks: HashMap<CloneId, CloneRecord>,
     /// Volumes that jobs are making or moving.
     at_work: HashSet<CloneId>,
     templates: Vec<Named<TemplateEntry>>,
@@ -35,13 +36,19 @@ impl Owners {
     /// Whether the volume has a name that says this datastore, or is on its way there.
     fn owns(&self, id: CloneId, datastore: &Name) -> bool {
         self.clones.get(&id).is_some_and(|clone| clone.state.datastore == *datastore)
-            || self.disks.contains(&id)
+            || self.disks.contains_key(&id)
             || self.at_work.contains(&id)
+    }
+
+    fn record(&self, id: CloneId) -> Option<CloneRecord> {
+        let clone = self.clones.get(&id).map(|clone| clone.state.record.clone());
+        clone.or_else(|| self.disks.get(&id).cloned())
     }
 }
 
 /// One check of one datastore.
 struct Check<'a> {
+    deep: bool,
     gateway: &'a Gateway,
     datastore: &'a Arc<Datastore>,
     owners: &'a Owners,
@@ -51,12 +58,12 @@ struct Check<'a> {
 }
 
 impl Gateway {
-    pub(super) async fn do_fsck(self: Arc<Self>, repair: bool, grace_ms: Option<u64>) -> Result<FsckReport> {
+    pub(super) async fn do_fsck(self: Arc<Self>, repair: bool, grace_ms: Option<u64>, deep: bool) -> Result<FsckReport> {
         // Names first: what is put after this look is younger than the grace time.
         let clones = self.catalog.list::<CloneEntry>().await?;
         let owners = Owners {
             clones: clones.into_iter().map(|c| (c.state.record.id, c)).collect(),
-            disks: self.catalog.list::<DiskEntry>().await?.into_iter().map(|d| d.state.record.id).collect(),
+            disks: self.catalog.list::<DiskEntry>().await?.into_iter().map(|d| (d.state.record.id, d.state.record)).collect(),
             templates: self.catalog.list::<TemplateEntry>().await?,
             at_work: self.job_volumes().await?,
         };
@@ -72,7 +79,7 @@ impl Gateway {
             }
             let grace_ms = grace_ms.unwrap_or(GRACE_MS);
             let (gateway, datastore, owners) = (&*self, &datastore, &owners);
-            Check { gateway, datastore, owners, repair, grace_ms, report: &mut report }.run().await?;
+            Check { deep, gateway, datastore, owners, repair, grace_ms, report: &mut report }.run().await?;
         }
         self.check_home(repair, grace_ms.unwrap_or(GRACE_MS), &mut report).await?;
         report.clones = owners.clones.len() as u64;
@@ -89,6 +96,18 @@ impl Check<'_> {
         self.bases().await?;
         let packs = self.indexes().await?;
         self.packs(packs).await
+    }
+
+    fn verifier(&mut self) -> Verifier<'_> {
+        Verifier {
+            store: &self.datastore.store,
+            name: self.datastore.name.as_str(),
+            deep: self.deep,
+            repair: self.repair,
+            grace_ms: self.grace_ms,
+            watch: &NoWatch,
+            report: self.report,
+        }
     }
 
     fn found(&mut self, object: impl ToString, what: impl Into<String>, repaired: bool) {
@@ -197,10 +216,14 @@ impl Check<'_> {
     async fn volumes(&mut self) -> Result<()> {
         for id in self.datastore.store.list_dirs(&keys::clones()).await? {
             let Ok(id) = id.parse::<CloneId>() else { continue };
-            self.report.objects += 1;
             if self.owners.owns(id, &self.datastore.name) {
+                match self.owners.record(id) {
+                    Some(record) => self.verifier().volume(&record).await?,
+                    None => self.report.objects += 1,
+                }
                 continue;
             }
+            self.report.objects += 1;
             let own = keys::clone_dir(id);
             let listed = self.datastore.store.list(&own).await?;
             // The tombstone of a clone that was moved is left for readers on other gateways.
@@ -211,7 +234,13 @@ impl Check<'_> {
                     newest = newest.max(meta.modified_ms);
                 }
             }
-            if self.is_young(newest) {
+            // What fences a deleted volume stays for a while, whatever the grace of this check.
+            let fenced = listed.iter().any(|object| object.key == "deleted")
+                && newest.saturating_add(GRACE_MS) > self.gateway.clock.now_ms();
+            if fenced {
+                self.report.grace += listed.len() as u64;
+            }
+            if fenced || self.is_young(newest) {
                 continue;
             }
             if self.repair {
@@ -264,7 +293,7 @@ impl Check<'_> {
         let there: HashSet<PackId> =
             self.datastore.store.list(&keys::packs()).await?.iter().filter_map(|p| p.key.parse().ok()).collect();
         let mut packs = HashSet::new();
-        let mut readable = true;
+        let (mut readable, mut whole) = (true, Vec::new());
         for listed in self.datastore.store.list(&keys::indexes()).await? {
             let Ok(id) = listed.key.parse::<IndexId>() else { continue };
             self.report.objects += 1;
@@ -288,8 +317,12 @@ impl Check<'_> {
             if missing > 0 {
                 self.found(&key, format!("{missing} of its packs are missing"), false);
             }
-            packs.extend(index.record.packs);
+            packs.extend(index.record.packs.iter().copied());
+            if self.deep {
+                whole.push(index);
+            }
         }
+        self.verifier().images(&whole).await?;
         for base in &bases {
             if let Some(index) = named(&base.record.data)
                 && self.datastore.store.head(&keys::index(index)).await.is_err()

@@ -40,6 +40,7 @@ mod table;
 mod templates;
 mod update;
 mod verbs;
+pub mod verify;
 pub mod views;
 mod volumes;
 

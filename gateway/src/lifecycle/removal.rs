@@ -68,6 +68,15 @@ impl Gateway {
     }
 }
 
+/// Removes the objects of a volume that nobody ever had open, as a copy that was given up: its data first, its slot last.
+pub(super) async fn remove(datastore: &Datastore, record: &CloneRecord) -> Result<()> {
+    delete_all(datastore, record, &HashSet::new()).await?;
+    match record.base {
+        Some(base) => datastore.table.give_back_if_ours(record, base).await.map(drop),
+        None => Ok(()),
+    }
+}
+
 /// Removes what [`Gateway::remove`] left, the tombstone last.
 async fn remove_fence(datastore: &Datastore, record: &CloneRecord) -> Result<()> {
     let tombstone = keys::deleted(record.id);

@@ -146,11 +146,11 @@ verbs! {
     /// `NotFound`; `Conflict` when it is attached or held.
     reset_clone => do_reset_clone(clone: String, dry_run: bool) -> Touched;
     /// Looks whether everything is owned and there; with `repair`, removes what has been orphaned for longer than the grace time (an hour
-    /// when absent, milliseconds).
+    /// when absent, milliseconds). With `deep`, every block and chunk is read and its checksum verified.
     ///
     /// # Errors
     /// Those of the stores.
-    fsck => do_fsck(repair: bool, grace_ms: Option<u64>) -> FsckReport;
+    fsck => do_fsck(repair: bool, grace_ms: Option<u64>, deep: bool) -> FsckReport;
     /// Moves clones to another version of their template. The old deltas are kept for the undo window.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ pub struct CloneRecord {
     pub created_ms: u64,
 }
 
-/// `clones/<clone>/deleted`: nobody opens or claims the volume in this datastore any more.
+/// `clones/<clone>/deleted`: nobody opens or claims the volume in this datastore any more. Put before anything of it is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletedRecord {
     /// The volume.
@@ -74,19 +74,5 @@ impl Record for DeletedRecord {
 
 impl Record for CloneRecord {
     const KIND: Kind = Kind::Clone;
-    const VERSION: u16 = 1;
-}
-
-/// `clones/<clone>/deleted`: nobody opens the volume any more. Put before anything of it is removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CloneDeletedRecord {
-    /// The volume.
-    pub id: CloneId,
-    /// When, milliseconds since 1970 UTC.
-    pub deleted_ms: u64,
-}
-
-impl Record for CloneDeletedRecord {
-    const KIND: Kind = Kind::CloneDeleted;
     const VERSION: u16 = 1;
 }

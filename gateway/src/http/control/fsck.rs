@@ -26,10 +26,13 @@ struct FsckQuery {
     repair: bool,
     /// What is younger may belong to a request under way, milliseconds; an hour when absent.
     grace_ms: Option<u64>,
+    /// Read every block and chunk and verify its checksum.
+    #[serde(default)]
+    deep: bool,
 }
 
 /// Looks whether everything stored is owned and there.
 #[utoipa::path(post, path = "/v1/fsck", tag = "fsck", params(FsckQuery), responses((status = 200, body = FsckReport)))]
 async fn fsck(State(gateway): State<Arc<Gateway>>, Query(query): Query<FsckQuery>) -> Answer<FsckReport> {
-    Ok(Json(gateway.fsck(query.repair, query.grace_ms).await?))
+    Ok(Json(gateway.fsck(query.repair, query.grace_ms, query.deep).await?))
 }

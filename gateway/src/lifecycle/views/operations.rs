@@ -25,6 +25,12 @@ pub struct FsckReport {
     pub clones: u64,
     /// Objects looked at.
     pub objects: u64,
+    /// Objects that nothing needs any more and that their owner deletes after its grace.
+    #[serde(default)]
+    pub grace: u64,
+    /// Blocks and chunks whose checksums were verified.
+    #[serde(default)]
+    pub verified: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }

@@ -1,0 +1,158 @@
+#!/bin/bash
+# Measures writes to a clone beside qemu-nbd on a qcow2 overlay: one client for all (`clonegate bench nbd`), one base, rounds in turn.
+# Usage: delta.sh [--rounds N] [--secs N] [--mib N] [--out FILE]
+# Builds nothing: PROGRAM (default target/release/clonegate) is gateway and client. Everything lies below TMPDIR, which should be on the
+# disk that is to be measured. ZEROFS=URI adds a server that runs already; RGW=ENDPOINT with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
+# BUCKET adds clones of durability `object` there. Prints Markdown; a ratio is to qemu-nbd, cache=none, of the same round.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+export PROGRAM=${PROGRAM:-$root/target/release/clonegate}
+for program in "$PROGRAM" qemu-nbd qemu-img python3; do
+    command -v "$program" >/dev/null || { echo "needs $program" >&2; exit 2; }
+done
+WORK_DIR=$(mktemp -d)
+export WORK_DIR
+trap 'rm -rf "$WORK_DIR"' EXIT
+python3 - "$@" <<'PYTHON'
+import argparse, json, os, random, socket, statistics, subprocess, sys, time, urllib.request
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--secs", type=float, default=3)
+parser.add_argument("--mib", type=int, default=256)
+parser.add_argument("--out", default="")
+options = parser.parse_args()
+folder, program = os.environ["WORK_DIR"], os.environ["PROGRAM"]
+base = f"{folder}/base.raw"
+with open(base, "wb") as out:
+    for _ in range(options.mib):
+        out.write(random.randbytes(1 << 20))
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+HTTP, NBD = free_port(), free_port()
+MODES = ["ephemeral", "local", "object"]
+CLONES = 32
+started = []
+
+def start(command, port):
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(f"{folder}/log", "a"))
+    started.append(child)
+    for _ in range(600):
+        if child.poll() is not None:
+            sys.exit(f"{command[0]} ended: {open(f'{folder}/log').read()[-2000:]}")
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return child
+        except OSError:
+            time.sleep(0.1)
+    sys.exit(f"{command[0]} does not listen")
+
+def cli(*arguments):
+    environment = dict(os.environ, CLONEGATE_SERVER=f"http://127.0.0.1:{HTTP}")
+    done = subprocess.run([program, "--output", "json", *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        sys.exit(f"clonegate {' '.join(arguments)}: {done.stderr}")
+    return json.loads(done.stdout) if done.stdout.strip() else None
+
+def bench(urls, **how):
+    arguments = ["bench", "nbd", *urls, "--time", f"{options.secs}s"]
+    for key, value in how.items():
+        arguments += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    report = cli(*arguments)
+    if report["errors"]:
+        print(f"{report['errors']} errors of {urls[0]} {how}", file=sys.stderr)
+    return report
+
+def gateway(data):
+    return start([program, "up", base, "--data", data, "--listen", f"127.0.0.1:{HTTP}", "--nbd", f"127.0.0.1:{NBD}",
+                  "--clones", str(CLONES), "--template", "desk"], HTTP)
+
+def overlay(cache, n):
+    path, port = f"{folder}/overlay-{cache}-{n}.qcow2", free_port()
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path], check=True)
+    start(["qemu-nbd", "-b", "127.0.0.1", "-t", "-e", "40", "-p", str(port), "-f", "qcow2", f"--cache={cache}", path], port)
+    return f"nbd://127.0.0.1:{port}"
+
+gateway(f"{folder}/data")
+names = sorted(clone["name"] for clone in cli("clone", "list"))
+peers = {"qemu-nbd, none": overlay("none", 0), "qemu-nbd, writeback": overlay("writeback", 0)}
+for mode in MODES:
+    cli("clone", "create", f"bench-{mode}", "--template", "desk", "--durability", mode)
+    peers[mode] = f"nbd://127.0.0.1:{NBD}/bench-{mode}"
+if os.environ.get("ZEROFS"):
+    peers["ZeroFS"] = os.environ["ZEROFS"]
+if os.environ.get("RGW"):
+    cli("datastore", "add", "rgw", f"s3://{os.environ['BUCKET']}/bench", "--endpoint", os.environ["RGW"])
+    cli("template", "import", "desk-rgw", base, "--format", "raw", "--datastore", "rgw")
+    cli("clone", "create", "bench-rgw", "--template", "desk-rgw", "--durability", "object")
+    peers["object on RGW"] = f"nbd://127.0.0.1:{NBD}/bench-rgw"
+
+WORK = {
+    "4 KiB random write, flush each, depth 1": dict(block="4KiB", write=100, flush_every=1, depth=1),
+    "4 KiB random write, flush each, depth 32": dict(block="4KiB", write=100, flush_every=1, depth=32),
+    "4 KiB random write, no flush, depth 32": dict(block="4KiB", write=100, depth=32),
+    "64 KiB sequential write, depth 8": dict(block="64KiB", write=100, depth=8, sequential=True),
+    "4 KiB random, 70 % reads, depth 32": dict(block="4KiB", write=30, depth=32),
+}
+rates = {work: {peer: [] for peer in peers} for work in WORK}
+for _ in range(options.rounds):
+    for work, how in WORK.items():
+        for peer, url in peers.items():
+            rates[work][peer].append(bench([url], **how)["requests_per_second"])
+
+lines = ["| work | " + " | ".join(peers) + " |", "|---" * (len(peers) + 1) + "|"]
+for work, of in rates.items():
+    cells = []
+    for peer, all in of.items():
+        cell = f"{statistics.median(all):.0f}/s"
+        if not peer.startswith("qemu"):
+            ratio = statistics.median(a / b for a, b in zip(all, of["qemu-nbd, none"]))
+            cell += f" (**{ratio:.2f}**)"
+        cells.append(cell)
+    lines.append(f"| {work} | " + " | ".join(cells) + " |")
+
+# Group commit: one clone, and all of them at once, a flush after each write.
+group = {}
+for count in (1, CLONES):
+    urls = [f"nbd://127.0.0.1:{NBD}/{name}" for name in names[:count]]
+    group[count] = statistics.median(
+        bench(urls, block="4KiB", write=100, flush_every=1, depth=1, connections=count)["requests_per_second"]
+        for _ in range(options.rounds))
+lines += ["", f"Group commit, `local`, a flush after each write: one clone {group[1]:.0f} writes/s, {CLONES} clones at once "
+          f"{group[CLONES]:.0f} writes/s: {group[CLONES] / group[1]:.1f} times."]
+
+# What the store has of one clone after its writes are folded, beside what the guest has written and not overwritten.
+def tree(path):
+    return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(path) for name in names)
+
+def log_objects(id):
+    found = [os.path.join(at, name) for at, _, names in os.walk(f"{folder}/data") if f"/clones/{id}/log/" in at for name in names]
+    return len(found)
+obj = cli("clone", "show", "bench-object")
+before = log_objects(obj["id"])
+flushed = bench([peers["object"]], block="4KiB", write=100, flush_every=1, depth=1)["requests"]
+lines += [f"", f"PUTs per flush, `object`, depth 1: {(log_objects(obj['id']) - before) / max(flushed, 1):.2f} (objects added to the log)."]
+time.sleep(5)
+for child in reversed(started):
+    if child.args[0] == program:
+        child.terminate()
+        child.wait()
+for at, dirs, _ in os.walk(f"{folder}/data"):
+    if os.path.basename(at) == "clones" and obj["id"] in dirs:
+        stored = tree(f"{at}/{obj['id']}")
+        live = obj.get("delta_bytes") or 0
+        lines += ["", f"Stored bytes of the `object` clone at the end, with what waits for its grace: {stored / 2**20:.0f} MiB; its delta "
+                  f"held {live / 2**20:.0f} MiB just before the last load."]
+text = "\n".join(lines)
+print(text)
+if options.out:
+    open(options.out, "w").write(text + "\n")
+for child in started:
+    if child.poll() is None:
+        child.terminate()
+PYTHON
