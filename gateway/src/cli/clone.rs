@@ -9,8 +9,8 @@ use super::jobs::Detach;
 use super::output::{self, Form};
 use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{
-    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, KeptSnapshot, LifetimeView, PowerEvent, PowerOutcome,
-    ResetRulesView, SnapshotView, ToTemplate, Touched,
+    ChangeLabels, CloneView, CreateClones, CreatedClones, DurabilityView, KeptSnapshot, LifetimeView, PowerEvent,
+    PowerOutcome, ResetRulesView, SnapshotView, ToTemplate, Touched,
 };
 
 #[derive(Debug, Subcommand)]

@@ -19,8 +19,7 @@ use crate::store::{Key, Store, keys};
 /// # Errors
 /// What the store gives.
 pub async fn bury(store: &Store, record: &CloneRecord, clock: &Clock) -> Result<()> {
-    let tombstone =
-        DeletedRecord { id: record.id, nonce: clock.nonce(), deleted_ms: clock.now_ms(), moved_to: None };
+    let tombstone = DeletedRecord { id: record.id, nonce: clock.nonce(), deleted_ms: clock.now_ms(), moved_to: None };
     store.put_new(&keys::deleted(record.id), envelope::encode(&tombstone)?).await.map(drop)
 }
 

@@ -58,12 +58,23 @@ struct Check<'a> {
 }
 
 impl Gateway {
-    pub(super) async fn do_fsck(self: Arc<Self>, repair: bool, grace_ms: Option<u64>, deep: bool) -> Result<FsckReport> {
+    pub(super) async fn do_fsck(
+        self: Arc<Self>,
+        repair: bool,
+        grace_ms: Option<u64>,
+        deep: bool,
+    ) -> Result<FsckReport> {
         // Names first: what is put after this look is younger than the grace time.
         let clones = self.catalog.list::<CloneEntry>().await?;
         let owners = Owners {
             clones: clones.into_iter().map(|c| (c.state.record.id, c)).collect(),
-            disks: self.catalog.list::<DiskEntry>().await?.into_iter().map(|d| (d.state.record.id, d.state.record)).collect(),
+            disks: self
+                .catalog
+                .list::<DiskEntry>()
+                .await?
+                .into_iter()
+                .map(|d| (d.state.record.id, d.state.record))
+                .collect(),
             templates: self.catalog.list::<TemplateEntry>().await?,
             at_work: self.job_volumes().await?,
         };

@@ -9,10 +9,10 @@ use super::gateway::Gateway;
 use super::views::{
     AddDatastore, AlertView, Allocated, AuditView, BaseView, CacheView, CapacityQuery, CapacityView, ChangeLabels,
     ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, CreatedClones, DatastoreView,
-    DiskView, FsckReport, IdentitySpec, IdentityView, ImportTemplate, JobView, KeptSnapshot, ListAudit, ListJobs, ListQuery, Page,
-    PoolView, PowerEvent, PowerOutcome, Rebalance, ReferenceTemplate, RenewIdentity, ResetRulesView, RolloutAction,
-    SetIdentity, SnapshotView, Started, TemplateIdentityView, TemplateView, ToTemplate, Touched, UpdateClones,
-    UpdatedClones,
+    DiskView, FsckReport, IdentitySpec, IdentityView, ImportTemplate, JobView, KeptSnapshot, ListAudit, ListJobs,
+    ListQuery, Page, PoolView, PowerEvent, PowerOutcome, Rebalance, ReferenceTemplate, RenewIdentity, ResetRulesView,
+    RolloutAction, SetIdentity, SnapshotView, Started, TemplateIdentityView, TemplateView, ToTemplate, Touched,
+    UpdateClones, UpdatedClones,
 };
 use crate::identity::Identity;
 use crate::import::{Input, Progress};
