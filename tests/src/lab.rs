@@ -172,7 +172,7 @@ pub async fn until(gateway: &Gateway, clone: &str, is: impl Fn(&CloneView) -> bo
 /// # Panics
 /// With what it finds.
 pub async fn check_clean(gateway: &Gateway) {
-    let report = gateway.fsck(false, Some(0)).await.expect("it is checked");
+    let report = gateway.fsck(false, Some(0), false).await.expect("it is checked");
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }
 

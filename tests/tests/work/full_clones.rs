@@ -106,7 +106,7 @@ async fn a_full_clone_outlives_its_template_its_bases_and_its_gateway() {
     assert_eq!(all(&next, "f").await, bytes);
     next.delete_clone("f", false).await.unwrap();
     for _ in 0..100 {
-        if next.fsck(false, Some(0)).await.unwrap().findings.is_empty() {
+        if next.fsck(false, Some(0), false).await.unwrap().findings.is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
