@@ -129,5 +129,6 @@ fn every_command_of_the_page_does_what_it_says() {
     let plugins = gateway.cli_ok(&["plugin", "list", "--output", "json"]);
     assert!(plugins.contains("least-full"), "{plugins}");
     let trap = gateway.cli_ok(&["plugin", "decisions", "--limit", "1000"]);
-    assert!(trap.contains("out-of-fuel"), "the looping version was asked, and ended");
+    // On a machine that is busy enough the time is up first.
+    assert!(trap.contains("out-of-fuel") || trap.contains("time-out"), "the looping version was asked, and ended");
 }

@@ -48,7 +48,7 @@ fn first_outcome(decision: &Value) -> String {
 
 #[test]
 fn a_looping_plugin_harms_nobody_while_clones_are_made_and_read_and_plugins_exchanged() {
-    let chain = r#"[{ plugin = "mine", fuel = 30000000 }, "default"]"#;
+    let chain = r#"[{ plugin = "mine", fuel = 30000000, time = "2s" }, "default"]"#;
     let mut gateway = Gateway::up_with(&["--clones", "0"], &[("CLONEGATE_POLICY_PLACEMENT", chain)]);
     gateway.cli_ok(&["plugin", "install", &looping(), "--name", "mine"]);
     gateway.cli_ok(&["clone", "create", "first", "--template", "demo"]);
