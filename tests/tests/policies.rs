@@ -53,7 +53,9 @@ fn a_looping_plugin_harms_nobody_while_clones_are_made_and_read_and_plugins_exch
     gateway.cli_ok(&["plugin", "install", &looping(), "--name", "mine"]);
     gateway.cli_ok(&["clone", "create", "first", "--template", "demo"]);
     let made = decisions(&gateway);
-    assert_eq!((first_outcome(&made[0]).as_str(), made[0]["by"].as_str()), ("out-of-fuel", Some("default")));
+    // On a machine that is busy enough the time is up before the fuel.
+    assert!(["out-of-fuel", "time-out"].contains(&first_outcome(&made[0]).as_str()), "{}", made[0]["chain"]);
+    assert_eq!(made[0]["by"], "default");
     let fuel = made[0]["chain"][0]["fuel_limit"].as_u64().unwrap();
     assert!((30_000_000..31_000_000).contains(&fuel), "the fuel that its place in the chain says: {fuel}");
 
