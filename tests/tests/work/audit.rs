@@ -46,6 +46,7 @@ fn every_change_is_in_the_audit_log_with_who_what_and_why() {
     assert_eq!((reset["by"].as_str(), reset["outcome"].as_str()), (Some("127.0.0.1"), Some("ok")));
     let reset = find("clone reset", "a");
     assert!(!reset["reason"].as_str().unwrap().is_empty() && !reset["policy"].as_str().unwrap().is_empty(), "{reset}");
+    assert_eq!(find("clone create", "b")["by"], "127.0.0.1");
     assert_eq!(find("clone reset", "nobody")["outcome"], "unknown-clone");
     assert_eq!(find("template delete", "demo")["outcome"], "referenced");
     assert!(find("clone power", "a")["reason"].as_str().unwrap().contains("reset"));

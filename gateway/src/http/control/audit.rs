@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -20,6 +20,8 @@ use crate::lifecycle::{Gateway, context};
 
 /// Longest answer that is looked into for its error code, bytes.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
+/// Longest answer that is looked into for the name of what was made, bytes.
+const MADE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new().routes(routes!(list))
@@ -61,6 +63,10 @@ pub(super) async fn note(State(gateway): State<Option<Arc<Gateway>>>, request: R
         return response;
     }
     let (response, code) = outcome(response).await;
+    let (response, object) = match object {
+        Some(object) => (response, Some(object)),
+        None => made(response).await,
+    };
     gateway.audit_request(&context::by(), &action, object.as_deref().unwrap_or("-"), &code).await;
     response
 }
@@ -101,6 +107,32 @@ async fn outcome(response: Response) -> (Response, String) {
     let code =
         serde_json::from_slice::<Code>(&body).map_or_else(|_| parts.status.as_u16().to_string(), |told| told.code);
     (Response::from_parts(parts, Body::from(body)), code)
+}
+
+/// What an answer says was made, for requests whose path names nothing: the answer is looked into when it is short.
+async fn made(response: Response) -> (Response, Option<String>) {
+    #[derive(Deserialize)]
+    struct Made {
+        name: Option<String>,
+        subject: Option<String>,
+        #[serde(default)]
+        names: Vec<String>,
+    }
+    let short = response.body().size_hint().exact().is_some_and(|size| size <= MADE_BYTES_MAX);
+    if !short || !response.status().is_success() {
+        return (response, None);
+    }
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let made = serde_json::from_slice::<Made>(&body).ok().and_then(|made| {
+        let names = match made.names.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            [first, .., last] => Some(format!("{first} … {last}")),
+        };
+        made.name.or(made.subject).or(names)
+    });
+    (Response::from_parts(parts, Body::from(body)), made)
 }
 
 #[cfg(test)]
