@@ -9,8 +9,6 @@ mod book;
 mod house;
 pub(super) mod kinds;
 mod run;
-#[cfg(test)]
-mod tests;
 mod verbs;
 
 use std::collections::HashMap;
@@ -357,3 +355,6 @@ async fn beat(run: Arc<JobRun>, gateway: Arc<Gateway>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
