@@ -283,6 +283,8 @@ fn of_two_processes_the_one_that_stalled_is_fenced_and_nothing_acknowledged_is_l
             stalled.stall();
             let since = Instant::now();
             let mut client = Client::nbd(other.nbd(), "desk", PATIENCE).unwrap();
+            // As a machine that starts: what the other accepted and did not store is gone, and this one knows nothing of it.
+            client.read(0).unwrap();
             let mine = BLOCKS / 2 - half;
             let version = first + 500_000;
             client.write(mine, &block(1, mine, version), true).unwrap();

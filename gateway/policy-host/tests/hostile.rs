@@ -179,7 +179,7 @@ loads! {
         r#"(component (import "clonegate:policy/log@0.1.0" (instance (export "write" (func (param "x" u32)))))
                       (instance $i) (export "clonegate:policy/plugin@0.1.0" (instance $i))
                       (export "clonegate:policy/placement@0.1.0" (instance $i)))"#) => "wrong-types";
-    a_memory_that_starts_too_large: Guest { memory: r#"(memory (export "memory") 1000)"#.into(), ..guest() }.component()
+    a_memory_that_starts_too_large: Guest { memory: r#"(memory (export "memory") 8192)"#.into(), ..guest() }.component()
         => "bad-component";
     too_many_memories: Guest { extra: "(memory 1) (memory 1) (memory 1)".into(), ..guest() }.component()
         => "bad-component";

@@ -18,7 +18,7 @@ use crate::store::{Store, StoreConfig};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  clonegate fsck --repair\n  clonegate fsck --deep --datastore file:///srv/clonegate/store    without a gateway\n  clonegate fsck --deep --config /etc/clonegate.toml"
+    after_help = "Examples:\n  clonegate fsck --repair\n  clonegate fsck --deep --datastore file:///srv/clonegate/store\n  clonegate fsck --deep --config /etc/clonegate.toml"
 )]
 pub(super) struct Fsck {
     /// Remove what has no owner and mend what can be mended
