@@ -53,13 +53,14 @@ fn allocated(dir: &Path) -> u64 {
 #[test]
 fn a_disk_goes_from_machine_to_machine_over_kill_reset_and_deletion() {
     let mut gateway = Gateway::up(&["--clones", "3"]);
-    let before = allocated(&gateway.data());
+    let store = gateway.data().join("store");
+    let before = allocated(&store);
     gateway.cli_ok(&["disk", "create", "home-anna", "20GiB", "--clone", "demo-001"]);
     let far = SIZE - (1 << 20);
     let (front, back) = (pattern(0, 1 << 20), pattern(far, 1 << 20));
     write(&gateway, "home-anna", 0, &front);
     write(&gateway, "home-anna", far, &back);
-    let grown = allocated(&gateway.data()) - before;
+    let grown = allocated(&store) - before;
     assert!(grown < 64 << 20, "a disk of 20 GiB with 2 MiB in it takes {grown} bytes");
     gateway.kill();
     gateway.start();
@@ -117,6 +118,17 @@ fn an_archived_disk_is_served_to_nobody_until_it_is_attached_again() {
     assert_eq!(show(&gateway, "project")["archived_ms"], Value::Null);
 }
 
+/// The interpreter that the distribution's libnbd belongs to.
+const PYTHON: &str = "/usr/bin/python3";
+
+fn script(lines: &str) -> String {
+    format!("import nbd, sys\nh = nbd.NBD()\nh.connect_uri(sys.argv[1])\n{lines}")
+}
+
+fn nbdsh(uri: &str, lines: &str) -> String {
+    run(PYTHON, &["-c", &script(lines), uri])
+}
+
 #[test]
 fn nbd_and_http_see_one_disk_and_a_machine_that_has_it_open_keeps_it() {
     if need("nbdcopy").is_none() || need("nbdsh").is_none() {
@@ -127,14 +139,14 @@ fn nbd_and_http_see_one_disk_and_a_machine_that_has_it_open_keeps_it() {
     let uri = format!("nbd://{}/disk/data", gateway.nbd());
     let list = run("nbdinfo", &["--list", &format!("nbd://{}", gateway.nbd())]);
     assert!(list.contains("export=\"disk/data\"") && list.contains("data disk of demo-001"), "{list}");
-    run("nbdsh", &["-u", &uri, "-c", "h.pwrite(b'by nbd' * 1000, 1 << 30, nbd.CMD_FLAG_FUA)"]);
+    nbdsh(&uri, "h.pwrite(b'by nbd' * 1000, 1 << 30, nbd.CMD_FLAG_FUA)");
     assert_eq!(read(&gateway, "data", 1 << 30, 6000), b"by nbd".repeat(1000));
     write(&gateway, "data", 2 << 30, b"by http");
-    let got = run("nbdsh", &["-u", &uri, "-c", "print(h.pread(7, 2 << 30))"]);
+    let got = nbdsh(&uri, "print(h.pread(7, 2 << 30))");
     assert!(got.contains("by http"), "{got}");
     // While a machine has it open, it is neither detached nor put away.
-    let mut machine = Command::new("nbdsh");
-    machine.args(["-u", &uri, "-c", "h.pwrite(b'x', 0)\nprint('open', flush=True)\nimport sys; sys.stdin.readline()"]);
+    let mut machine = Command::new(PYTHON);
+    machine.args(["-c", &script("h.pwrite(b'x', 0)\nprint('open', flush=True)\nsys.stdin.readline()"), &uri]);
     let mut machine = machine.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(machine.stdout.take().unwrap()), &mut line).unwrap();

@@ -44,7 +44,7 @@ fn qemu_img(program: &Path, arguments: &[&str]) {
 
 fn partial_files(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.contains("partial") || name.contains("out")).collect()
+    names.filter(|name| name.contains("partial") || name.starts_with("out.")).collect()
 }
 
 #[test]
