@@ -162,13 +162,22 @@ impl Client {
         }
         let response = request.send().await.map_err(|e| self.unreachable(e))?;
         let status = response.status().as_u16();
-        let body = response.bytes().await.map_err(|e| self.unreachable(e))?;
-        match status {
-            206 if body.len() as u64 == to - from => Ok(body),
-            412 => Err(Error::conflict("changed-meanwhile", "it was written to while it was read")
+        let changed = || {
+            Error::conflict("changed-meanwhile", "it was written to while it was read")
                 .on(path)
                 .hint("switch the machine off first, and try again")
-                .into()),
+        };
+        let body = match response.bytes().await {
+            Ok(body) => body,
+            // An answer is of one version: it is broken off when the volume changes, and when the gateway goes. The version tells which.
+            Err(_) if status == 206 && self.head(path).await.is_ok_and(|(_, now)| now != etag) => {
+                return Err(changed().into());
+            }
+            Err(error) => return Err(self.unreachable(error)),
+        };
+        match status {
+            206 if body.len() as u64 == to - from => Ok(body),
+            412 => Err(changed().into()),
             206 => Err(Error::unavailable("cut-off", "an answer ended early").on(path).hint("try again").into()),
             status => Err(Failure::of_answer(status, &body)),
         }
