@@ -9,12 +9,15 @@ use libtest_mimic::{Arguments, Completion, Trial};
 
 use crate::programs;
 
+/// In the needs of a test that takes too long for every run: it is ignored unless this variable is set.
+pub const LONG: &str = "CLONEGATE_LONG";
+
 /// One test.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// The promise, in snake case.
     pub name: &'static str,
-    /// Programs and files without which it is left out.
+    /// Programs and files without which it is left out; [`LONG`] among them leaves it to the long runs.
     pub needs: &'static [&'static str],
     /// Panics when the promise is broken.
     pub run: fn(),
@@ -27,7 +30,11 @@ pub fn run(cases: &[Case]) -> ExitCode {
 }
 
 fn attempt(case: Case) -> Completion {
-    let missing: Vec<_> = case.needs.iter().filter(|name| programs::find(name).is_none()).collect();
+    if case.needs.contains(&LONG) && std::env::var_os(LONG).is_none() {
+        return Completion::ignored_with(format!("{LONG} is not set"));
+    }
+    let programs = case.needs.iter().filter(|name| **name != LONG);
+    let missing: Vec<_> = programs.filter(|name| programs::find(name).is_none()).collect();
     if let Some(first) = missing.first() {
         let text = missing.iter().map(|name| programs::missing(name)).collect::<Vec<_>>().join(", ");
         assert!(!programs::required(), "{}: {text}, and {}=1", first, programs::REQUIRE_CLIENTS);

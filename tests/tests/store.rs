@@ -35,7 +35,7 @@ fn faulty(faults: &Arc<Faults>) -> (Store, Arc<dyn ObjectStore>) {
 
 fn stores() -> (tempfile::TempDir, Vec<Store>) {
     let directory = tempfile::tempdir().unwrap();
-    let urls = ["memory://".to_owned(), format!("file://{}/new/root", directory.path().display())];
+    let urls = ["memory://".to_owned(), format!("file://{}/new/top", directory.path().display())];
     let stores = urls.iter().map(|url| Store::open(&StoreConfig::new(url), &Clock::system()).unwrap()).collect();
     (directory, stores)
 }
@@ -251,7 +251,7 @@ async fn a_batch_on_a_directory_is_durable_visible_and_if_absent() {
     assert_eq!(store.list(&keys::all()).await.unwrap().len(), 300);
     let mut staged = Vec::new();
     for part in ["d0", "d1", "d2"] {
-        for entry in std::fs::read_dir(directory.path().join("new/root").join(part)).unwrap() {
+        for entry in std::fs::read_dir(directory.path().join("new/top").join(part)).unwrap() {
             staged.extend(entry.unwrap().file_name().to_str().filter(|name| name.contains('#')).map(str::to_owned));
         }
     }
@@ -321,8 +321,8 @@ impl Drop for SmallDisk {
 async fn a_staged_file_that_a_crash_left_is_not_listed_and_hinders_nobody() {
     let (directory, stores) = stores();
     let store = &stores[1];
-    std::fs::create_dir_all(directory.path().join("new/root/d")).unwrap();
-    std::fs::write(directory.path().join("new/root/d/o#12345"), "half").unwrap();
+    std::fs::create_dir_all(directory.path().join("new/top/d")).unwrap();
+    std::fs::write(directory.path().join("new/top/d/o#12345"), "half").unwrap();
     assert_eq!(store.list(&keys::all()).await.unwrap(), []);
     assert_eq!(store.put_new(&key("d/o"), "whole".into()).await.unwrap(), PutNew::Created);
     assert_eq!(store.list(&keys::all()).await.unwrap().len(), 1);

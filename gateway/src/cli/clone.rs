@@ -388,7 +388,11 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             for clone in clones {
                 let path = format!("clones/{}/accept-loss", session.segment(&clone));
                 let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
-                touched("opened without them", &done, session);
+                if done.names.is_empty() && session.form == Form::Table {
+                    output::line(&format!("{clone}: {}", done.notes.join("; ")));
+                } else {
+                    touched("opened without them", &done, session);
+                }
             }
             Ok(())
         }

@@ -19,6 +19,7 @@ use super::events::Events;
 use super::jobs::{self, Jobs};
 use super::machines::Machines;
 use super::open::OpenDevices;
+use super::turns::Turns;
 use super::volumes::{Bases, Sources};
 use crate::catalog::{Catalog, Named};
 use crate::clock::Clock;
@@ -87,6 +88,8 @@ pub struct Gateway {
     pub(super) reset_waits: Mutex<HashSet<CloneId>>,
     /// Which machines may still run, and which are known to be off.
     pub(super) machines: Machines,
+    /// Pools that are being made larger or smaller.
+    pub(super) growing: Turns,
     /// What was said to be about to be full.
     pub(super) alerted: Mutex<HashMap<(String, String), String>>,
     /// What identities are encrypted with.
@@ -127,6 +130,7 @@ impl Gateway {
             engine,
             reset_waits: Mutex::default(),
             machines: Machines::default(),
+            growing: Turns::default(),
             alerted: Mutex::default(),
             identity_keys: OnceLock::new(),
             handle: Handle::current(),

@@ -38,6 +38,7 @@ mod snapshots;
 mod stores;
 mod table;
 mod templates;
+mod turns;
 mod update;
 mod verbs;
 pub mod verify;

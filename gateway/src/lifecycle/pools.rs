@@ -230,7 +230,7 @@ impl Gateway {
                     Err(error) => return Err(error),
                 }
             }
-            if !self.grow(&pool, 1).await? {
+            if !self.fill(&pool, 1).await? {
                 return Err(Error::exhausted("pool-empty", format!("all {} clones are given away", members.len()))
                     .on(pool.name.as_str())
                     .hint(format!("clonegate pool scale {} --size {}", pool.name, members.len() + 1)));
@@ -276,14 +276,18 @@ impl Gateway {
         }
     }
 
-    /// Makes `wanted` more clones, as far as the pool may grow; tells whether any were made.
-    async fn grow(&self, pool: &Pool, wanted: u32) -> Result<bool> {
+    /// Makes the clones that a pool lacks, of its size and of those that should be free, as far as it may grow; tells whether any is
+    /// free then. In one gateway one at a time does so, so that none counts clones as free which another is about to take back.
+    async fn fill(&self, pool: &Pool, should_be_free: u32) -> Result<bool> {
+        let _alone = self.growing.of(&pool.name).await;
         for _ in 0..ATTEMPTS {
             let members = self.members(&pool.name).await?;
             let have = u32::try_from(members.len()).unwrap_or(u32::MAX);
-            let more = wanted.min(pool.state.max.saturating_sub(have));
+            let free = u32::try_from(members.iter().filter(|m| self.is_free(m)).count()).unwrap_or(u32::MAX);
+            let lacks = pool.state.size.saturating_sub(have).max(should_be_free.saturating_sub(free));
+            let more = lacks.min(pool.state.max.saturating_sub(have));
             if more == 0 {
-                return Ok(false);
+                return Ok(free > 0);
             }
             match self.order_clones(pool, &free_names(pool, &members, more)?, false).await {
                 // Another gateway grows it too.
@@ -291,7 +295,9 @@ impl Gateway {
                 made => return made.map(|()| true),
             }
         }
-        Ok(false)
+        Err(Error::conflict("busy", "others keep taking the names of new clones")
+            .on(pool.name.as_str())
+            .hint("try again"))
     }
 
     fn keep_spares_later(&self, pool: &Name) {
@@ -307,14 +313,7 @@ impl Gateway {
     /// Makes the clones that a pool lacks: of its size, and of its spares.
     async fn keep_spares(&self, pool: &Name) -> Result<()> {
         let Some(pool) = self.catalog.find::<PoolEntry>(pool).await? else { return Ok(()) };
-        let members = self.members(&pool.name).await?;
-        let have = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        let free = u32::try_from(members.iter().filter(|m| self.is_free(m)).count()).unwrap_or(u32::MAX);
-        let lacks = pool.state.size.saturating_sub(have).max(pool.state.spares.saturating_sub(free));
-        if lacks > 0 && !pool.state.maintenance {
-            self.grow(&pool, lacks).await?;
-        }
-        Ok(())
+        if pool.state.maintenance { Ok(()) } else { self.fill(&pool, pool.state.spares).await.map(drop) }
     }
 
     /// Fills all pools up: what a crash has left unmade, and spares.
@@ -338,6 +337,7 @@ impl Gateway {
     pub(super) async fn do_scale_pool(self: Arc<Self>, name: String, size: u32, dry_run: bool) -> Result<Touched> {
         let pool: Pool = self.catalog.get(&Name::new(name)?).await?;
         check_sizes(size, pool.state.max.max(size), 0)?;
+        let _alone = self.growing.of(&pool.name).await;
         let members = self.members(&pool.name).await?;
         let have = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let names = if size >= have {

@@ -48,10 +48,11 @@ impl Gateway {
     pub(super) async fn do_accept_loss(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
         let found = self.find_clone(&clone.parse()?).await?;
         let (_open, volume) = self.volume(&found).await?;
-        let mut touched = Touched { dry_run, names: vec![found.name.to_string()], ..Touched::default() };
+        let mut touched = Touched { dry_run, ..Touched::default() };
         match volume.lost_tail().await? {
             None => touched.notes.push("nothing is missing: there is nothing to accept".to_owned()),
             Some(missing) => {
+                touched.names.push(found.name.to_string());
                 touched.notes.push(missing.message().to_owned());
                 if !dry_run {
                     volume.accept_lost_tail();
