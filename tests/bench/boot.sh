@@ -20,7 +20,7 @@ WORK=$(mktemp -d)
 export WORK
 trap 'rm -rf "$WORK"' EXIT
 python3 - "$@" <<'PYTHON'
-import argparse, os, re, shutil, socket, statistics, subprocess, sys, threading, time, urllib.request
+import argparse, os, re, shutil, signal, socket, statistics, struct, subprocess, sys, threading, time, urllib.request
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=3)
@@ -62,13 +62,15 @@ class Gateway:
         self.start()
         self.cli("template", "import", "linux", f"{images}/linux.raw", "--format", "raw")
         self.cli("clone", "create", "pc-{n}", "--template", "linux", "--count", "5")
-        self.disk = "/v1/clones/pc-1/disk"
+        self.disk, self.image, self.program = "/v1/clones/pc-1/disk", "/v1/clones/pc-1/disk.img", "/efi/grub.efi"
         self.files = "/v1/clones/pc-1/files/-/boot"
 
     def start(self):
         command = [program, "up", "--data", f"{work}/data", "--clones", "0", "--template", "demo"]
         command += ["--listen", f"127.0.0.1:{self.http}", "--nbd", f"127.0.0.1:{self.nbd}"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        os.makedirs(f"{work}/efi", exist_ok=True)
+        own = dict(environment, CLONEGATE_BOOT_EFI=f"{work}/efi")
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own)
         for _ in range(600):
             try:
                 return urllib.request.urlopen(f"http://127.0.0.1:{self.http}/healthz").read()
@@ -109,8 +111,10 @@ class Nginx:
     def __init__(self):
         self.http = free_port()
         self.disk, self.files = "/linux.raw", "/files"
+        self.image, self.program = "/linux.img", "/files/grub.efi"
         os.makedirs(f"{work}/www/files")
         shutil.copy(f"{images}/linux.raw", f"{work}/www/linux.raw")
+        os.link(f"{work}/www/linux.raw", f"{work}/www/linux.img")
         for name in ("vmlinuz", "initrd"):
             shutil.copy(f"{images}/linux.{name}", f"{work}/www/files/{name}")
         user = run("id", "-un").strip()
@@ -118,7 +122,7 @@ class Nginx:
             out.write(
                 f"user {user}; worker_processes auto; daemon off; pid {work}/nginx.pid; error_log {work}/error.log;\n"
                 "events { worker_connections 1024; }\n"
-                "http { default_type application/octet-stream; sendfile on; tcp_nodelay on; keepalive_requests 1000000;\n"
+                "http { types { application/efi efi; } default_type application/octet-stream; sendfile on; tcp_nodelay on; keepalive_requests 1000000;\n"
                 f"log_format short '$body_bytes_sent'; access_log {work}/access.log short;\n"
                 f"server {{ listen 127.0.0.1:{self.http}; root {work}/www; }} }}\n"
             )
@@ -207,20 +211,47 @@ def kernel(server, firmware):
     return ipxe(f"kernel {url}/vmlinuz initrd=initrd {ARGUMENTS}\ninitrd --name initrd {url}/initrd\nboot", firmware), "LINUX-OK root=none"
 
 
-def grub(server):
-    path = folder()
+def grub_program(server, path):
     files = f"(http,{HOST}:{server.http}){server.files}"
     with open(f"{path}/grub.cfg", "w") as out:
         out.write(f"net_bootp\nlinux {files}/vmlinuz {ARGUMENTS}\ninitrd {files}/initrd\nboot\n")
     modules = "part_gpt fat ext2 normal linux serial terminal echo net efinet http halt sleep".split()
     run("grub-mkimage", "-O", "x86_64-efi", "-p", "/", "-o", f"{path}/grub.efi", "-c", f"{path}/grub.cfg", *modules)
+    return f"{path}/grub.efi"
+
+
+def grub(server):
+    path = folder()
     card = ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=,bootindex=1"]
-    return [*uefi(path), *esp(path, f"{path}/grub.efi"), *card], "LINUX-OK root=none"
+    return [*uefi(path), *esp(path, grub_program(server, path)), *card], "LINUX-OK root=none"
 
 
 def curl_driver(server):
     drive = f"driver=raw,file.driver=http,file.url=http://127.0.0.1:{server.http}{server.disk},file.timeout=60"
     return ["-M", "pc,graphics=off", "-drive", f"{drive},if=virtio,readonly=on"], "LINUX-OK"
+
+
+def http_boot(server, location):
+    """A UEFI machine that boots a URL: an entry in the firmware's variables names it, as DHCP would."""
+    path = folder()
+    machine = uefi(path)
+    with open(f"{path}/vars.fd", "r+b") as file:
+        store = bytearray(file.read())
+        at = struct.unpack_from("<H", store, 48)[0] + 28
+        while struct.unpack_from("<H", store, at)[0] == 0x55AA:
+            at += (60 + sum(struct.unpack_from("<II", store, at + 36)) + 3) & ~3
+        url = f"http://{HOST}:{server.http}{location}".encode()
+        device = struct.pack("<BBH", 3, 24, 4 + len(url)) + url + b"\x7f\xff\4\0"
+        option = struct.pack("<IH", 1, len(device)) + "HTTP\0".encode("utf-16-le") + device
+        guid = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
+        for name, data in ("Boot0099\0", option), ("BootNext\0", struct.pack("<H", 0x99)):
+            name = name.encode("utf-16-le")
+            variable = struct.pack("<HBBI28xII", 0x55AA, 0x3F, 0, 7, len(name), len(data)) + guid + name + data
+            store[at : at + len(variable)] = variable
+            at += (len(variable) + 3) & ~3
+        file.seek(0)
+        file.write(store)
+    return [*machine, "-m", "1280", "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=,bootindex=1"]
 
 
 CLIENTS = [
@@ -229,6 +260,8 @@ CLIENTS = [
     ("iPXE BIOS, kernel + initrd", lambda server: kernel(server, "bios")),
     ("iPXE UEFI, kernel + initrd", lambda server: kernel(server, "uefi")),
     ("GRUB (UEFI), kernel + initrd", grub),
+    ("UEFI HTTP boot of GRUB, kernel + initrd", lambda server: (http_boot(server, server.program), "LINUX-OK root=none")),
+    ("UEFI HTTP boot of the image as a RAM disk", lambda server: (http_boot(server, server.image), "LINUX-OK")),
     ("QEMU's curl driver, BIOS", curl_driver),
 ]
 
@@ -297,10 +330,13 @@ def storm(gateway):
     return lines
 
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 servers = []
 try:
     servers.append(Nginx())
     servers.append(Gateway())
+    shutil.copy(grub_program(servers[0], folder()), f"{work}/www/files/grub.efi")
+    shutil.copy(grub_program(servers[1], folder()), f"{work}/efi/grub.efi")
     lines = storm(servers[1]) if options.storm else table(servers)
 finally:
     for server in servers:

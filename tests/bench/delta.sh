@@ -15,7 +15,7 @@ WORK_DIR=$(mktemp -d)
 export WORK_DIR
 trap 'rm -rf "$WORK_DIR"' EXIT
 python3 - "$@" <<'PYTHON'
-import argparse, json, os, random, socket, statistics, subprocess, sys, time, urllib.request
+import argparse, atexit, json, os, random, signal, socket, statistics, subprocess, sys, time, urllib.request
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=3)
@@ -38,6 +38,14 @@ HTTP, NBD = free_port(), free_port()
 MODES = ["ephemeral", "local", "object"]
 CLONES = 32
 started = []
+
+def end():
+    for child in started:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+atexit.register(end)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 def start(command, port):
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=open(f"{folder}/log", "a"))
@@ -99,6 +107,9 @@ WORK = {
     "64 KiB sequential write, depth 8": dict(block="64KiB", write=100, depth=8, sequential=True),
     "4 KiB random, 70 % reads, depth 32": dict(block="4KiB", write=30, depth=32),
 }
+# Everything is written once before, so that the overlay has its clusters and the clones their maps.
+for url in peers.values():
+    bench([url], block="64KiB", write=100, depth=8, sequential=True)
 rates = {work: {peer: [] for peer in peers} for work in WORK}
 for _ in range(options.rounds):
     for work, how in WORK.items():
@@ -126,33 +137,25 @@ for count in (1, CLONES):
 lines += ["", f"Group commit, `local`, a flush after each write: one clone {group[1]:.0f} writes/s, {CLONES} clones at once "
           f"{group[CLONES]:.0f} writes/s: {group[CLONES] / group[1]:.1f} times."]
 
-# What the store has of one clone after its writes are folded, beside what the guest has written and not overwritten.
-def tree(path):
-    return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(path) for name in names)
+# What the store is asked for by one clone of durability `object`, while it writes and is folded: the log, checkpoints and segments.
+def put():
+    text = urllib.request.urlopen(f"http://127.0.0.1:{HTTP}/metrics").read().decode()
+    total = lambda name: sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+                             if line.startswith(name + "{") and 'operation="put' in line)
+    return total("clonegate_store_requests_total"), total("clonegate_store_bytes_total")
 
-def log_objects(id):
-    found = [os.path.join(at, name) for at, _, names in os.walk(f"{folder}/data") if f"/clones/{id}/log/" in at for name in names]
-    return len(found)
-obj = cli("clone", "show", "bench-object")
-before = log_objects(obj["id"])
-flushed = bench([peers["object"]], block="4KiB", write=100, flush_every=1, depth=1)["requests"]
-lines += [f"", f"PUTs per flush, `object`, depth 1: {(log_objects(obj['id']) - before) / max(flushed, 1):.2f} (objects added to the log)."]
 time.sleep(5)
-for child in reversed(started):
-    if child.args[0] == program:
-        child.terminate()
-        child.wait()
-for at, dirs, _ in os.walk(f"{folder}/data"):
-    if os.path.basename(at) == "clones" and obj["id"] in dirs:
-        stored = tree(f"{at}/{obj['id']}")
-        live = obj.get("delta_bytes") or 0
-        lines += ["", f"Stored bytes of the `object` clone at the end, with what waits for its grace: {stored / 2**20:.0f} MiB; its delta "
-                  f"held {live / 2**20:.0f} MiB just before the last load."]
+for name, how in {"a flush each, depth 1": dict(depth=1, flush_every=1), "a flush each, depth 32": dict(depth=32, flush_every=1),
+                  "no flush, depth 32": dict(depth=32)}.items():
+    before = put()
+    done = bench([peers["object"]], block="4KiB", write=100, **how)
+    time.sleep(5)
+    after = put()
+    lines += ["", f"`object`, 4 KiB, {name}: {(after[0] - before[0]) / max(done['requests'], 1):.2f} PUTs for each write, "
+              f"{(after[1] - before[1]) / max(done['requests'] * 4096, 1):.2f} bytes stored for each byte written, folding during and 5 s after it "
+              "counted."]
 text = "\n".join(lines)
 print(text)
 if options.out:
     open(options.out, "w").write(text + "\n")
-for child in started:
-    if child.poll() is None:
-        child.terminate()
 PYTHON

@@ -1,5 +1,6 @@
 //! A load generator for any NBD server: requests per second, and how long they take.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use clonegate_core::limits::NBD_PAYLOAD_BYTES_MAX;
@@ -29,7 +30,8 @@ pub struct Load {
     pub sequential: bool,
     /// Bytes that are touched; all when `None`.
     pub region: Option<ByteRange>,
-    /// After so many writes of a connection comes a flush; 0 is never.
+    /// After the answer to each so many-th write of a connection comes a flush in its place, and the write counts when that is answered;
+    /// 0 is never.
     pub flush_every: u32,
     /// How long.
     pub duration: Duration,
@@ -40,7 +42,7 @@ pub struct Load {
 /// What came of it.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Report {
-    /// Requests that were answered well.
+    /// Reads and writes that were answered well; flushes are not counted by themselves.
     pub requests: u64,
     /// Requests that were answered with an error.
     pub errors: u64,
@@ -127,6 +129,13 @@ struct Count {
     took: Histogram,
 }
 
+/// A read or write on its way.
+struct Begun {
+    at: Instant,
+    /// Whether a flush follows when it is answered.
+    flush: bool,
+}
+
 impl Load {
     /// Runs it.
     ///
@@ -191,8 +200,7 @@ impl Load {
         let mut choices = Choices(self.seed.wrapping_add(number.wrapping_mul(0x1000_0000_01b3)));
         let payload: Vec<u8> = (0..self.block_bytes).map(|_| choices.next().to_le_bytes()[0]).collect();
         let mut count = Count { requests: 0, errors: 0, bytes: 0, took: Histogram::new() };
-        // Begin of each request in flight; cookies grow, so the list stays short.
-        let mut begun: std::collections::VecDeque<(u64, Option<Instant>)> = std::collections::VecDeque::new();
+        let mut begun: HashMap<u64, Begun> = HashMap::with_capacity(self.depth);
         let (mut position, mut writes) = (number * blocks / self.connections.max(1) as u64, 0u32);
         loop {
             let now = Instant::now();
@@ -200,16 +208,14 @@ impl Load {
                 let index = if self.sequential { position % blocks } else { choices.next() % blocks };
                 position += 1;
                 let offset = region.start() + index * block;
-                let cookie = if choices.next() % 100 < u64::from(self.write_percent) {
-                    writes += 1;
-                    if self.flush_every > 0 && writes % self.flush_every == 0 {
-                        begun.push_back((connection.queue(Command::Flush, 0, 0, 0, &[]), Some(now)));
-                    }
-                    connection.queue(Command::Write, 0, offset, block, &payload)
+                let (cookie, flush) = if choices.next() % 100 < u64::from(self.write_percent) {
+                    writes = writes.wrapping_add(1);
+                    let flush = self.flush_every > 0 && writes.is_multiple_of(self.flush_every);
+                    (connection.queue(Command::Write, 0, offset, block, &payload), flush)
                 } else {
-                    connection.queue(Command::Read, 0, offset, block, &[])
+                    (connection.queue(Command::Read, 0, offset, block, &[]), false)
                 };
-                begun.push_back((cookie, Some(now)));
+                begun.insert(cookie, Begun { at: now, flush });
             }
             if connection.in_flight() == 0 {
                 connection.disconnect().await?;
@@ -218,21 +224,19 @@ impl Load {
             connection.send().await?;
             let mut next = Some(connection.receive().await?);
             while let Some(response) = next {
-                if let Some((_, began)) = begun.iter_mut().find(|(cookie, _)| *cookie == response.cookie)
-                    && let Some(began) = began.take()
-                {
-                    count.took.add(began.elapsed());
-                }
-                while begun.front().is_some_and(|(_, began)| began.is_none()) {
-                    begun.pop_front();
-                }
-                if response.errno == 0 {
+                next = connection.take_received()?;
+                let Some(request) = begun.remove(&response.cookie) else { continue };
+                if response.errno != 0 {
+                    count.errors += 1;
+                } else if request.flush {
+                    // A flush covers what was answered before it is sent.
+                    let cookie = connection.queue(Command::Flush, 0, 0, 0, &[]);
+                    begun.insert(cookie, Begun { flush: false, ..request });
+                } else {
                     count.requests += 1;
                     count.bytes += block;
-                } else {
-                    count.errors += 1;
+                    count.took.add(request.at.elapsed());
                 }
-                next = connection.take_received()?;
             }
         }
     }
