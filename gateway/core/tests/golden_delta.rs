@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use clonegate_core::format::checkpoint::{
     BlockObject, CheckpointRecord, Kept, MapRun, decode_checkpoint, encode_checkpoint,
 };
@@ -19,7 +19,7 @@ use clonegate_core::format::journal::{
 use clonegate_core::format::log::{
     Change, CommitRecord, EpochRecord, Head, ObjectName, Position, Run, decode_head, encode_commit,
 };
-use clonegate_core::format::segment::{SegmentRecord, decode_segment, encode_segment};
+use clonegate_core::format::segment::{SegmentRecord, begin_segment, decode_segment};
 use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, Nonce, Sequence};
 use clonegate_core::units::BlockIndex;
 
@@ -111,9 +111,8 @@ fn claims_and_commit_records() {
 #[test]
 fn segments_and_checkpoints() {
     let record = SegmentRecord { clone: CLONE, epoch: Epoch(3), number: 4, nonce: NONCE, blocks: 1 };
-    let mut frames = BytesMut::new();
-    frame::put(&mut frames, &NONCE, 0, &[7; BLOCK]);
-    let (object, at) = encode_segment(&record, &frames).unwrap();
+    let (mut object, at) = begin_segment(&record).unwrap();
+    frame::put(&mut object, &NONCE, 0, &[7; BLOCK]);
     let golden = check("segment-1", &object);
     assert_eq!(decode_segment(&golden, golden.len() as u64).unwrap(), (record, at));
 

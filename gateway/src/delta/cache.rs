@@ -70,6 +70,27 @@ impl DeltaCache {
         true
     }
 
+    /// As [`DeltaCache::try_read`], and when it is not here, but in the memory of a store that is a directory, from there:
+    /// only the blocks that are asked for, and without keeping them twice.
+    pub fn try_now(&self, store: &Store, object: &Object, from: u64, to: u64, out: &mut Segments) -> bool {
+        if self.try_read(object, from, to, out) {
+            return true;
+        }
+        let block = BLOCK as u64;
+        let (first, end) = (from / block, to.div_ceil(block));
+        let (Ok(first), Ok(end)) = (u32::try_from(first), u32::try_from(end)) else { return false };
+        if end > object.facts.frames || end - first > LINE_FRAMES {
+            return false;
+        }
+        let Some(frames) = store.get_range_now(&object.key, frames_at(object, first, end)) else { return false };
+        // What is damaged is for the slow way to fetch again and to tell.
+        let Ok(bytes) = frame::take(&object.facts.nonce, first, &frames) else { return false };
+        let begin = u64::from(first) * block;
+        let Some(part) = part(&bytes, from - begin, to - begin) else { return false };
+        out.push(part);
+        true
+    }
+
     /// Reads `from..to`, bytes of the plain blocks of `object`, through the cache.
     ///
     /// # Errors
@@ -117,11 +138,16 @@ impl DeltaCache {
     }
 
     async fn fetch_once(&self, store: &Store, object: &Object, first: u32, end: u32) -> Result<Bytes> {
-        let at = |frame: u32| u64::from(object.facts.frames_at) + u64::from(frame) * FRAME_BYTES as u64;
-        let frames = store.get_range(&object.key, ByteRange::new(at(first), at(end)), None).await?;
+        let frames = store.get_range(&object.key, frames_at(object, first, end), None).await?;
         frame::take(&object.facts.nonce, first, &frames)
             .map_err(|e| e.on(object.key.to_string()).hint("run `clonegate fsck`; the other blocks are unharmed"))
     }
+}
+
+/// Where frames lie in their object.
+fn frames_at(object: &Object, first: u32, end: u32) -> ByteRange {
+    let at = |frame: u32| u64::from(object.facts.frames_at) + u64::from(frame) * FRAME_BYTES as u64;
+    ByteRange::new(at(first), at(end))
 }
 
 fn part(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {

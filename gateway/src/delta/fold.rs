@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use clonegate_core::format::checkpoint::BlockObject;
 use clonegate_core::format::frame::{self, BLOCK, FRAME_BYTES};
 use clonegate_core::format::log::ObjectName;
-use clonegate_core::format::segment::{SegmentRecord, encode_segment};
+use clonegate_core::format::segment::{SegmentRecord, begin_segment};
 use clonegate_core::ids::Epoch;
 use clonegate_core::limits::SEGMENT_BLOCKS_MAX;
 use clonegate_core::units::ByteRange;
@@ -116,7 +116,8 @@ pub async fn fold(
         .collect();
     let bytes: HashMap<u32, (u32, Bytes)> = stream::iter(reads).buffered(IN_FLIGHT).try_collect().await?;
     let nonce = clock.nonce();
-    let mut frames = BytesMut::with_capacity(plan.blocks as usize * FRAME_BYTES);
+    let record = SegmentRecord { clone: state.clone, epoch, number, nonce, blocks: plan.blocks };
+    let (mut segment, frames_at) = begin_segment(&record)?;
     let mut moved = Vec::with_capacity(plan.runs.len());
     let mut next = 0u32;
     for run in &plan.runs {
@@ -127,15 +128,16 @@ pub async fn fold(
             bytes.get(from..from + blocks as usize * BLOCK)
         });
         let part = part.ok_or_else(|| Error::internal("bad-fold", "a run outside of what was read"))?;
-        frame::put(&mut frames, &nonce, next, part);
+        frame::put(&mut segment, &nonce, next, part);
         moved.push((*run, next));
         next += blocks;
     }
-    let record = SegmentRecord { clone: state.clone, epoch, number, nonce, blocks: next };
-    let (object, frames_at) = encode_segment(&record, &frames)?;
-    drop(frames);
+    if next != plan.blocks {
+        return Err(Error::internal("bad-fold", format!("{next} blocks moved of {} planned", plan.blocks)));
+    }
+    let object = segment.freeze();
     let key = keys::segment(state.clone, epoch, number);
-    match store.put_new(&key, object).await? {
+    match store.put_new_cold(&key, object).await? {
         PutNew::Created => {}
         PutNew::Exists(_) => {
             return Err(

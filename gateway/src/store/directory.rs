@@ -78,14 +78,33 @@ fn stage_all(places: &[PathBuf], clock: &Clock, objects: &[(Key, Bytes)]) -> Vec
     done.into_inner().into_iter().map(|staged| staged.unwrap_or_else(|| Err(io::ErrorKind::Other.into()))).collect()
 }
 
-/// Writes and syncs a file beside `place`; leaves nothing when it fails.
+/// Creates one object at `place` if there is none. `fill` writes and syncs the staged file. Blocks.
+pub(super) fn create(
+    place: &Path,
+    body: &[u8],
+    number: u64,
+    fill: impl FnOnce(&Path, &[u8]) -> io::Result<()>,
+) -> io::Result<PutNew> {
+    let staged = stage_by(place, number, |staged, _| fill(staged, body))?;
+    let done = publish(&staged, place, body)?;
+    // Those above were synced when they were made.
+    if let Some(directory) = place.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(done)
+}
+
 fn stage(place: &Path, body: &[u8], number: u64) -> io::Result<PathBuf> {
+    stage_by(place, number, |_, mut file| file.write_all(body).and_then(|()| file.sync_data()))
+}
+
+/// Writes and syncs a file beside `place` by `fill`; leaves nothing when it fails.
+fn stage_by(place: &Path, number: u64, fill: impl FnOnce(&Path, File) -> io::Result<()>) -> io::Result<PathBuf> {
     let mut name = place.as_os_str().to_owned();
     name.push(format!("#{number}"));
     let staged = PathBuf::from(name);
-    let mut file = open_staged(&staged)?;
-    let written = file.write_all(body).and_then(|()| file.sync_data());
-    if let Err(e) = written {
+    let file = open_staged(&staged)?;
+    if let Err(e) = fill(&staged, file) {
         drop(fs::remove_file(&staged));
         return Err(e);
     }

@@ -12,6 +12,7 @@ mod errors;
 pub mod exclusive;
 pub mod keys;
 mod open;
+mod page_cache;
 mod probe;
 mod read;
 mod retry;

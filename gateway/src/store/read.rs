@@ -88,6 +88,9 @@ impl Store {
         inner
             .patience
             .persist(&inner.clock, &name, || async {
+                if let (Some(root), None) = (&inner.directory, etag) {
+                    return inner.get_file_part(root, key, range, &name).await;
+                }
                 let got = match etag {
                     Some(etag) => inner.get_pinned(key, range, etag, &name).await?,
                     None => inner.get_part(key, range, None, &name).await?.map_err(|e| part_failure(e, &name))?,

@@ -17,11 +17,12 @@ use clonegate_core::units::{BLOCK_BYTES, BlockIndex};
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::core::{Batch, Core};
 use super::ops::Operation;
+use super::room::Room;
 use super::upkeep::{House, Round};
 use crate::delta::claim::fenced;
 use crate::delta::dirty::Dirty;
@@ -31,6 +32,8 @@ use crate::store::{Key, PutNew, keys};
 
 /// Runs of one record; half of what a record takes, since a run of zeroes may become several extents.
 const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
+/// Blocks in a run from which on a record is one of large writes, which are seldom read soon: a copy, an installation.
+const COLD_RUN_BLOCKS: usize = 8;
 /// How often an `ephemeral` volume that is written looks for another owner.
 const GUARD: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -55,7 +58,7 @@ struct Commit {
     newest: u64,
     /// The batch up to which everything is in the log with it.
     upto: u64,
-    permits: Vec<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 /// A record that is in the store.
@@ -66,7 +69,7 @@ pub(super) struct Done {
     upto: u64,
     /// The engine's tick when it was sent.
     begun: u64,
-    permits: Vec<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 pub(super) struct Committer {
@@ -226,7 +229,12 @@ impl Committer {
         }
         let due = match core.mode {
             Durability::Object => !state.queue.is_empty(),
-            Durability::Local | Durability::Ephemeral => {
+            // Half of its room stays free for what is written while the other half is on its way.
+            Durability::Ephemeral => {
+                let half = (settings.dirty_bytes_per_volume / 2).max(super::write::BATCH_BYTES);
+                wanted || (!state.queue.is_empty() && state.queue_bytes + state.open_bytes >= half)
+            }
+            Durability::Local => {
                 wanted
                     || state.queue_bytes >= super::write::BATCH_BYTES
                     || late(state.queue.front().map(|batch| batch.sealed))
@@ -255,7 +263,8 @@ impl Committer {
     fn make(&mut self, mut batches: Vec<Batch>, base: Option<clonegate_core::ids::BaseId>) -> Option<Commit> {
         let last = batches.last()?;
         let (number, change, time_ms) = (last.number, last.change, last.time_ms);
-        let permits = batches.iter_mut().flat_map(|batch| std::mem::take(&mut batch.permits)).collect();
+        let mut room = Room::default();
+        batches.iter_mut().for_each(|batch| room.add(std::mem::take(&mut batch.room)));
         let runs = if batches.len() == 1 {
             batches.swap_remove(0).runs
         } else {
@@ -269,7 +278,8 @@ impl Committer {
         let before = self.begun;
         self.begun = number;
         let count = parts.len() as u64;
-        let mut permits = Some(permits);
+        let bytes_of = |runs: &[Run]| -> u64 { runs.iter().map(data_bytes).sum() };
+        let mut left: u64 = parts.iter().map(|runs| bytes_of(runs)).sum();
         for (index, runs) in parts.into_iter().enumerate() {
             let rest = count - 1 - index as u64;
             let whole = rest == 0;
@@ -288,15 +298,18 @@ impl Committer {
                 blocks: 0,
                 table_crc: 0,
             };
-            let permits = if whole { permits.take().unwrap_or_default() } else { Vec::new() };
-            self.parts.push_back(Commit { record, runs, newest: number, upto: mark, permits });
+            // Each part gives its room back when it is stored, so that writers need not wait for the last.
+            let bytes = bytes_of(&runs);
+            let room = if whole { std::mem::take(&mut room) } else { room.split(bytes, left) };
+            left -= bytes;
+            self.parts.push_back(Commit { record, runs, newest: number, upto: mark, room });
         }
         self.parts.pop_front()
     }
 
     /// Gives a record its place in the log and sends it off.
     fn begin(&mut self, commit: Commit) -> Result<()> {
-        let Commit { mut record, runs, newest, upto, permits } = commit;
+        let Commit { mut record, runs, newest, upto, room } = commit;
         record.at = self.next;
         // What was applied is in the store.
         record.settled = self.core.state.read().log.at.map_or(Sequence(0), |at| Sequence(at.sequence.0 + 1));
@@ -304,10 +317,11 @@ impl Committer {
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
         let (object, head) = super::tail::encode(record, &runs)?;
         let begun = self.core.engine.tick.load(Ordering::Relaxed);
-        let done = Done { head, size: object.len() as u64, newest, upto, begun, permits };
+        let cold = head.record.blocks as usize >= COLD_RUN_BLOCKS * head.extents.len();
+        let done = Done { head, size: object.len() as u64, newest, upto, begun, room };
         let core = Arc::clone(&self.core);
         self.in_flight.push_back(Box::pin(async move {
-            put(&core, &key, object).await?;
+            put(&core, &key, object, cold).await?;
             Ok(done)
         }));
         Ok(())
@@ -334,7 +348,7 @@ impl Committer {
         self.core.progress.set_durable(done.upto);
         self.core.note_settled(&mut state);
         drop(state);
-        drop(done.permits);
+        drop(done.room);
         // A record that was accepted says that the volume is still ours.
         self.core.looked.fetch_max(done.begun, Ordering::Relaxed);
         if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
@@ -373,7 +387,7 @@ impl Committer {
 
     /// Puts one record that carries no blocks, alone, and applies it.
     pub(super) async fn put_alone(&mut self, record: CommitRecord, upto: u64) -> Result<()> {
-        self.begin(Commit { record, runs: Vec::new(), newest: upto, upto, permits: Vec::new() })?;
+        self.begin(Commit { record, runs: Vec::new(), newest: upto, upto, room: Room::default() })?;
         self.settle().await
     }
 
@@ -435,6 +449,10 @@ pub(super) fn closed(core: &Core) -> Error {
     Error::conflict("closed", "the volume was closed").on(core.record.name.to_string()).hint("open it again")
 }
 
+fn data_bytes(run: &Run) -> u64 {
+    if run.data.is_some() { run.blocks * BLOCK_BYTES } else { 0 }
+}
+
 /// Runs in pieces of what one record takes, in the order of the volume.
 pub(super) fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
     let most = COMMIT_BYTES_MAX as u64 / 2;
@@ -442,7 +460,7 @@ pub(super) fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
     let mut bytes = 0;
     for mut run in runs {
         loop {
-            let length = if run.data.is_some() { run.blocks * BLOCK_BYTES } else { 0 };
+            let length = data_bytes(&run);
             let full = parts.last().is_some_and(|part: &Vec<Run>| part.len() >= RUNS_MAX);
             let room = most - bytes;
             if !full && length <= room {
@@ -468,12 +486,16 @@ pub(super) fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
     parts
 }
 
-/// Puts a record until it is there, or is somebody else's. An outage is waited out; another failure is told to those who
+/// Puts a record until it is there, or is somebody else's; a `cold` one is not expected to be read soon. An outage is waited out; another failure is told to those who
 /// flush, and tried again all the same.
-pub(super) async fn put(core: &Core, key: &Key, object: Bytes) -> Result<()> {
+pub(super) async fn put(core: &Core, key: &Key, object: Bytes, cold: bool) -> Result<()> {
     let mut wait = RETRY_FIRST;
     loop {
-        match core.store.put_new(key, object.clone()).await {
+        let put = match cold {
+            true => core.store.put_new_cold(key, object.clone()).await,
+            false => core.store.put_new(key, object.clone()).await,
+        };
+        match put {
             Ok(PutNew::Created) => return Ok(()),
             Ok(PutNew::Exists(_)) => return Err(fenced(&core.record)),
             Err(error) => {

@@ -10,11 +10,12 @@ use clonegate_core::format::log::{Position, Run};
 use clonegate_core::ids::Epoch;
 use clonegate_core::{Error, Result};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::base::{BaseProvider, BaseRead};
 use super::commit::Command;
+use super::room::Room;
 use crate::delta::dirty::Dirty;
 use crate::delta::journal::{Journal, Submission};
 use crate::delta::state::LogState;
@@ -43,7 +44,7 @@ pub(super) struct Batch {
     pub(super) runs: Vec<Run>,
     pub(super) bytes: u64,
     pub(super) sealed: Instant,
-    pub(super) permits: Vec<OwnedSemaphorePermit>,
+    pub(super) room: Room,
 }
 
 /// A batch that may have to go to the journal.
@@ -66,7 +67,7 @@ pub(super) struct State {
     pub(super) open: Dirty,
     pub(super) open_bytes: u64,
     pub(super) open_since: Option<Instant>,
-    pub(super) open_permits: Vec<OwnedSemaphorePermit>,
+    pub(super) open_room: Room,
     /// Accepted writes of the batches that are on their way.
     pub(super) sealed: Dirty,
     pub(super) queue: VecDeque<Batch>,
@@ -331,7 +332,7 @@ impl Core {
     pub(super) fn die(&self, error: &Error) {
         let mut state = self.state.write();
         state.role = Role::Dead(error.clone());
-        state.open_permits.clear();
+        state.open_room = Room::default();
         state.queue.clear();
         state.unjournaled.clear();
         state.queue_bytes = 0;
@@ -362,7 +363,7 @@ impl State {
             runs,
             bytes,
             sealed: Instant::now(),
-            permits: std::mem::take(&mut self.open_permits),
+            room: std::mem::take(&mut self.open_room),
         });
         self.open_since = None;
         Some(number)

@@ -74,7 +74,7 @@ impl Core {
         if fetched.is_empty() {
             return Ok(0);
         }
-        let permits = self.room(bytes + BLOCK_BYTES).await?;
+        let room = self.room(bytes + BLOCK_BYTES).await?;
         let _gate = self.gate.read().await;
         let mut state = self.state.write();
         self.check_owner(&state)?;
@@ -98,7 +98,7 @@ impl Core {
             }
         }
         if filled > 0 {
-            self.accepted(&mut state, filled, permits);
+            self.accepted(&mut state, filled, room);
         }
         Ok(filled)
     }

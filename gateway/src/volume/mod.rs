@@ -11,6 +11,7 @@ mod ops;
 mod own;
 mod plan;
 mod read;
+mod room;
 mod snapshot;
 mod tail;
 #[cfg(test)]
@@ -153,7 +154,7 @@ impl Volume {
             open: Dirty::default(),
             open_bytes: 0,
             open_since: None,
-            open_permits: Vec::new(),
+            open_room: room::Room::default(),
             sealed: Dirty::default(),
             queue: VecDeque::new(),
             queue_bytes: 0,

@@ -192,7 +192,7 @@ impl Committer {
         state.queue_bytes = 0;
         state.open_bytes = 0;
         state.open_since = None;
-        state.open_permits.clear();
+        state.open_room = super::room::Room::default();
         state.next_batch = state.next_batch.max(upto + 1);
         state.base = base;
         state.version = Version { life, change };

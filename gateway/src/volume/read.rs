@@ -41,7 +41,7 @@ impl Core {
 
     fn try_plan(&self, range: ByteRange) -> Option<Segments> {
         let plan = plan(&self.state.read(), range);
-        try_gather(&self.engine, &plan, range.len())
+        try_gather(&self.engine, &self.store, &plan, range.len())
     }
 
     /// Reads `range` of one version.
@@ -128,7 +128,7 @@ impl Core {
 }
 
 /// The bytes of a plan, when all of them are in memory.
-pub(super) fn try_gather(engine: &Engine, plan: &Plan, length: u64) -> Option<Segments> {
+pub(super) fn try_gather(engine: &Engine, store: &Store, plan: &Plan, length: u64) -> Option<Segments> {
     let mut out = Segments::new();
     let mut planned = 0;
     for piece in &plan.pieces {
@@ -138,7 +138,7 @@ pub(super) fn try_gather(engine: &Engine, plan: &Plan, length: u64) -> Option<Se
             Piece::Zero(length) => zeroes(&mut out, *length),
             Piece::Base(range) => out.extend(plan.base.as_ref()?.try_read(*range)?),
             Piece::Object { object, from, to } => {
-                if !engine.cache.try_read(object, *from, *to, &mut out) {
+                if !engine.cache.try_now(store, object, *from, *to, &mut out) {
                     return None;
                 }
             }

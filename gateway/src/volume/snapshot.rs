@@ -86,7 +86,7 @@ impl Device for SnapshotDevice {
 
     fn try_read(&self, range: ByteRange) -> Option<Segments> {
         range.check_within(self.info.size).ok()?;
-        try_gather(&self.engine, &self.plan(range), range.len())
+        try_gather(&self.engine, &self.store, &self.plan(range), range.len())
     }
 
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Segments>> {

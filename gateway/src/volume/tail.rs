@@ -170,7 +170,7 @@ impl Core {
                 };
                 let (object, head) = encode(record, &runs)?;
                 let size = object.len() as u64;
-                put(self, &keys::log(self.record.id, at.epoch, at.sequence), object).await?;
+                put(self, &keys::log(self.record.id, at.epoch, at.sequence), object, false).await?;
                 apply(&self.store, log, &head, size).await?;
             }
         }

@@ -7,20 +7,17 @@ use clonegate_core::format::clone::Durability;
 use clonegate_core::format::frame::BLOCK;
 use clonegate_core::units::{BLOCK_BYTES, ByteRange};
 use clonegate_core::{Error, Result};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::core::{Core, Role, State, units};
+use super::core::{Core, Role, State};
 use super::plan::{Piece, Plan, plan};
+use super::room::{Room, held};
 use crate::device::{Version, WriteOptions};
 
 /// A batch of this many bytes is closed and sent on its way.
 pub(super) const BATCH_BYTES: u64 = 4 << 20;
 /// Writes this small are copied, so that they do not hold on to a larger buffer that they came in.
 const COPY_BYTES: usize = 16 * 1024;
-
-/// How often those who hold the budget are asked again.
-const PRESSURE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A block that is written in part: what it held before.
 struct Edge {
@@ -55,9 +52,9 @@ impl Core {
         if range.is_empty() {
             self.check_version(&self.state.read(), options.expect)?;
         } else {
-            let permits = self.room(range.len() + 2 * BLOCK_BYTES).await?;
+            let room = self.room(held(range)).await?;
             let _gate = self.gate.read().await;
-            self.accept(range, &data, options.expect, permits).await?;
+            self.accept(range, &data, options.expect, room).await?;
         }
         if options.fua { self.flush().await } else { Ok(()) }
     }
@@ -69,7 +66,7 @@ impl Core {
             return None;
         }
         let _gate = self.gate.try_read().ok()?;
-        let permits = self.try_room(range.len() + 2 * BLOCK_BYTES)?;
+        let room = self.try_room(held(range))?;
         let mut state = self.state.write();
         if !matches!(state.role, Role::Owner) {
             return None;
@@ -80,7 +77,7 @@ impl Core {
             let bytes = in_memory(&plan)?;
             edges.push(Edge { block, plan, bytes });
         }
-        self.put(&mut state, range, data, &edges, permits);
+        self.put(&mut state, range, data, &edges, room);
         Some(Ok(()))
     }
 
@@ -89,7 +86,7 @@ impl Core {
         range: ByteRange,
         data: &Bytes,
         expect: Option<Version>,
-        permits: Vec<OwnedSemaphorePermit>,
+        room: Room,
     ) -> Result<()> {
         let mut edges: Vec<Edge> = Vec::new();
         loop {
@@ -98,7 +95,7 @@ impl Core {
                 self.check_owner(&state)?;
                 self.check_version(&state, expect)?;
                 if self.fresh_edges(&state, range, &mut edges) {
-                    self.put(&mut state, range, data, &edges, permits);
+                    self.put(&mut state, range, data, &edges, room);
                     return Ok(());
                 }
             }
@@ -140,14 +137,7 @@ impl Core {
     }
 
     /// Puts a write into the open batch.
-    fn put(
-        self: &Arc<Self>,
-        state: &mut State,
-        range: ByteRange,
-        data: &Bytes,
-        edges: &[Edge],
-        permits: Vec<OwnedSemaphorePermit>,
-    ) {
+    fn put(self: &Arc<Self>, state: &mut State, range: ByteRange, data: &Bytes, edges: &[Edge], room: Room) {
         let batch = state.next_batch;
         let mut from = range.start();
         let mut to = range.end();
@@ -181,14 +171,14 @@ impl Core {
             }
             state.open.insert(from / BLOCK_BYTES, to.div_ceil(BLOCK_BYTES), Some(whole), batch);
         }
-        self.accepted(state, range.len(), permits);
+        self.accepted(state, range.len(), room);
     }
 
     /// Counts an accepted change and wakes the committer when it has something to do.
-    pub(super) fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, permits: Vec<OwnedSemaphorePermit>) {
+    pub(super) fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, room: Room) {
         state.mark.set(true);
         state.open_bytes += bytes;
-        state.open_permits.extend(permits);
+        state.open_room.add(room);
         // Enough numbers that each part of a large write, which may be a commit of its own, has one.
         let change = state.version.change + 1 + (bytes >> 20);
         let epoch = state.log.at.map_or(0, |at| at.epoch.0);
@@ -202,9 +192,18 @@ impl Core {
                 self.wake.notify_one();
             }
         }
-        if state.open_bytes >= BATCH_BYTES && self.mode != Durability::Ephemeral {
+        if state.open_bytes >= self.batch_bytes() {
             self.seal(state);
             self.wake.notify_one();
+        }
+    }
+
+    /// A batch of so many bytes is closed. An `ephemeral` volume keeps its batches for as long as there is room, so larger
+    /// ones, in which more is overwritten, cost nobody any time.
+    fn batch_bytes(&self) -> u64 {
+        match self.mode {
+            Durability::Ephemeral => (self.engine.settings.dirty_bytes_per_volume / 4).max(BATCH_BYTES),
+            Durability::Local | Durability::Object => BATCH_BYTES,
         }
     }
 
@@ -213,14 +212,14 @@ impl Core {
         range.check_within(self.record.size)?;
         self.own().await?;
         if !range.is_empty() {
-            let permits = self.room(2 * BLOCK_BYTES).await?;
+            let room = self.room(2 * BLOCK_BYTES).await?;
             let _gate = self.gate.read().await;
-            self.accept_zeroes(range, permits).await?;
+            self.accept_zeroes(range, room).await?;
         }
         if fua { self.flush().await } else { Ok(()) }
     }
 
-    async fn accept_zeroes(self: &Arc<Self>, range: ByteRange, permits: Vec<OwnedSemaphorePermit>) -> Result<()> {
+    async fn accept_zeroes(self: &Arc<Self>, range: ByteRange, room: Room) -> Result<()> {
         let mut edges: Vec<Edge> = Vec::new();
         loop {
             {
@@ -246,7 +245,7 @@ impl Core {
                     if first < end {
                         state.open.insert(first, end, None, batch);
                     }
-                    self.accepted(&mut state, edges.len() as u64 * BLOCK_BYTES, permits);
+                    self.accepted(&mut state, edges.len() as u64 * BLOCK_BYTES, room);
                     return Ok(());
                 }
             }
@@ -277,43 +276,6 @@ impl Core {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Waits for room in the dirty budgets: this volume's, then everybody's.
-    pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> Result<Vec<OwnedSemaphorePermit>> {
-        let limit = |budget: u64| units(budget.max(BLOCK_BYTES));
-        let settings = &self.engine.settings;
-        let own = units(bytes).min(limit(settings.dirty_bytes_per_volume));
-        let all = units(bytes).min(limit(settings.dirty_bytes));
-        if let Some(permits) = self.try_room(bytes) {
-            return Ok(permits);
-        }
-        self.press();
-        let closed = |_| super::read::stopping();
-        let mut permits = vec![Arc::clone(&self.budget).acquire_many_owned(own).await.map_err(closed)?];
-        let everybody = Arc::clone(&self.engine.budget).acquire_many_owned(all);
-        tokio::pin!(everybody);
-        loop {
-            // Volumes that send nothing by themselves hold on to what they have until they are asked.
-            self.engine.pressure.notify_waiters();
-            tokio::select! {
-                got = &mut everybody => {
-                    permits.push(got.map_err(closed)?);
-                    return Ok(permits);
-                }
-                () = self.engine.clock.sleep(PRESSURE_PAUSE) => {}
-            }
-        }
-    }
-
-    fn try_room(&self, bytes: u64) -> Option<Vec<OwnedSemaphorePermit>> {
-        let limit = |budget: u64| units(budget.max(BLOCK_BYTES));
-        let settings = &self.engine.settings;
-        let own = units(bytes).min(limit(settings.dirty_bytes_per_volume));
-        let all = units(bytes).min(limit(settings.dirty_bytes));
-        let own = Arc::clone(&self.budget).try_acquire_many_owned(own).ok()?;
-        let all = Arc::clone(&self.engine.budget).try_acquire_many_owned(all).ok()?;
-        Some(vec![own, all])
     }
 }
 

@@ -103,13 +103,25 @@ pub fn encode<T: Record>(record: &T) -> Result<Bytes> {
 /// # Errors
 /// `Exhausted` when the record would be larger than [`RECORD_BYTES_MAX`].
 pub fn encode_with<T: Record>(record: &T, sections: &[&[u8]]) -> Result<Bytes> {
+    let mut out = begin(record, sections.iter().map(|s| s.len()).sum())?;
+    for section in sections {
+        out.put_slice(section);
+    }
+    Ok(out.freeze())
+}
+
+/// The record in its envelope, with room for so many bytes of sections, which the caller appends. For sections that are
+/// large and made on the way: they are never copied.
+///
+/// # Errors
+/// `Exhausted` when the record would be larger than [`RECORD_BYTES_MAX`].
+pub fn begin<T: Record>(record: &T, sections_bytes: usize) -> Result<BytesMut> {
     let body = codec()
         .serialize(record)
         .map_err(|e| Error::exhausted("record-too-large", format!("a {:?} record does not encode: {e}", T::KIND)))?;
     let length = u32::try_from(body.len())
         .map_err(|_| Error::exhausted("record-too-large", format!("a {:?} record of {} bytes", T::KIND, body.len())))?;
-    let total = HEADER_BYTES + body.len() + sections.iter().map(|s| s.len()).sum::<usize>();
-    let mut out = BytesMut::with_capacity(total);
+    let mut out = BytesMut::with_capacity(HEADER_BYTES + body.len() + sections_bytes);
     out.put_slice(&MAGIC);
     out.put_u16_le(T::KIND as u16);
     out.put_u16_le(T::VERSION);
@@ -118,10 +130,7 @@ pub fn encode_with<T: Record>(record: &T, sections: &[&[u8]]) -> Result<Bytes> {
     out.put_u32_le(crc);
     out.put_u32_le(0);
     out.put_slice(&body);
-    for section in sections {
-        out.put_slice(section);
-    }
-    Ok(out.freeze())
+    Ok(out)
 }
 
 /// How many bytes the record takes behind the header.

@@ -201,13 +201,11 @@ pub struct Run {
 /// `Exhausted` when there are more extents than a record takes.
 pub fn encode_commit(mut record: CommitRecord, runs: &[Run]) -> Result<(Bytes, Vec<LogExtent>, u32)> {
     let mut extents = Vec::with_capacity(runs.len());
-    let mut frames = BytesMut::new();
     let mut blocks = 0u32;
     for run in runs {
-        if let Some(data) = &run.data {
+        if run.data.is_some() {
             let count = u32::try_from(run.blocks).map_err(|_| too_many())?;
             extents.push(LogExtent { start: run.start, blocks: count, frame: Some(blocks) });
-            frame::put(&mut frames, &record.nonce, blocks, data);
             blocks = blocks.checked_add(count).ok_or_else(too_many)?;
             continue;
         }
@@ -227,9 +225,18 @@ pub fn encode_commit(mut record: CommitRecord, runs: &[Run]) -> Result<(Bytes, V
     record.extents = u32::try_from(extents.len()).map_err(|_| too_many())?;
     record.blocks = blocks;
     record.table_crc = crc32c::crc32c(&table);
-    let object = envelope::encode_with(&record, &[&table, &frames])?;
-    let frames_at = u32::try_from(object.len() - frames.len()).map_err(|_| too_many())?;
-    Ok((object, extents, frames_at))
+    // Frames go to their place at once: a record is megabytes, and a copy of it costs as much as its checksums.
+    let mut object = envelope::begin(&record, table.len() + blocks as usize * FRAME_BYTES)?;
+    object.extend_from_slice(&table);
+    let frames_at = u32::try_from(object.len()).map_err(|_| too_many())?;
+    let mut next = 0u32;
+    for run in runs {
+        if let Some(data) = &run.data {
+            frame::put(&mut object, &record.nonce, next, data);
+            next += u32::try_from(run.blocks).map_err(|_| too_many())?;
+        }
+    }
+    Ok((object.freeze(), extents, frames_at))
 }
 
 fn too_many() -> Error {

@@ -3,7 +3,7 @@
 //! An envelope with a [`SegmentRecord`], then `blocks` frames. Which block of the volume a frame holds is said by the
 //! checkpoint that names the segment, and by nothing else: a segment that no checkpoint names is nothing.
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Kind, Record};
@@ -32,13 +32,13 @@ impl Record for SegmentRecord {
     const VERSION: u16 = 1;
 }
 
-/// The segment object, and where its frames begin.
+/// The beginning of a segment object, with room for its frames, which the caller appends; and where they begin.
 ///
 /// # Errors
 /// `Exhausted` when there are too many.
-pub fn encode_segment(record: &SegmentRecord, frames: &[u8]) -> Result<(Bytes, u32)> {
-    let object = envelope::encode_with(record, &[frames])?;
-    let at = u32::try_from(object.len() - frames.len())
+pub fn begin_segment(record: &SegmentRecord) -> Result<(BytesMut, u32)> {
+    let object = envelope::begin(record, record.blocks as usize * FRAME_BYTES)?;
+    let at = u32::try_from(object.len())
         .map_err(|_| Error::exhausted("record-too-large", "a segment of too many blocks"))?;
     Ok((object, at))
 }
@@ -65,7 +65,6 @@ pub fn decode_segment(beginning: &[u8], size: u64) -> Result<(SegmentRecord, u32
 mod tests {
     use super::*;
     use crate::format::frame::{self, BLOCK};
-    use bytes::BytesMut;
 
     #[test]
     fn a_segment_survives_its_bytes_and_a_wrong_size_is_found_out() {
@@ -76,9 +75,8 @@ mod tests {
             nonce: Nonce([3; 16]),
             blocks: 2,
         };
-        let mut frames = BytesMut::new();
-        frame::put(&mut frames, &record.nonce, 0, &[9; 2 * BLOCK]);
-        let (object, at) = encode_segment(&record, &frames).unwrap();
+        let (mut object, at) = begin_segment(&record).unwrap();
+        frame::put(&mut object, &record.nonce, 0, &[9; 2 * BLOCK]);
         let size = object.len() as u64;
         assert_eq!(decode_segment(&object[..at as usize], size).unwrap(), (record, at));
         assert!(decode_segment(&object, size - 1).is_err());
