@@ -108,7 +108,7 @@ impl Progress for Bar {
         let mut said = self.0.said.lock();
         if quarter > *said {
             *said = quarter;
-            output::line(&format!("  {} % of {}", quarter * 25, output::size(total)));
+            output::aside(&format!("  {} % of {}", quarter * 25, output::size(total)));
         }
     }
 }

@@ -244,7 +244,7 @@ impl Bar {
             let quarter = job.done.saturating_mul(4) / total;
             if quarter > self.said.get() {
                 self.said.set(quarter);
-                output::line(&format!(
+                output::aside(&format!(
                     "  {} % of {}",
                     quarter * 25,
                     done(job).split(" of ").last().unwrap_or_default()

@@ -19,6 +19,11 @@ pub(super) fn line(text: &str) {
     drop(writeln!(std::io::stdout().lock(), "{text}"));
 }
 
+/// Writes a line about what goes on to standard error, so that standard output stays what was asked for.
+pub(super) fn aside(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
 /// Prints JSON.
 pub(super) fn json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
