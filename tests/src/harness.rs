@@ -11,13 +11,15 @@ use crate::programs;
 
 /// In the needs of a test that takes too long for every run: it is ignored unless this variable is set.
 pub const LONG: &str = "CLONEGATE_LONG";
+/// In the needs of a test of newer boot loaders and firmware than the system's: it is ignored unless this variable names a folder of them.
+pub const ROMS: &str = "CLONEGATE_ROMS";
 
 /// One test.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// The promise, in snake case.
     pub name: &'static str,
-    /// Programs and files without which it is left out; [`LONG`] among them leaves it to the long runs.
+    /// Programs and files without which it is left out, and [`LONG`] or [`ROMS`] when it runs only if those are set.
     pub needs: &'static [&'static str],
     /// Panics when the promise is broken.
     pub run: fn(),
@@ -30,11 +32,11 @@ pub fn run(cases: &[Case]) -> ExitCode {
 }
 
 fn attempt(case: Case) -> Completion {
-    if case.needs.contains(&LONG) && std::env::var_os(LONG).is_none() {
-        return Completion::ignored_with(format!("{LONG} is not set"));
+    let (variables, programs): (Vec<&str>, Vec<&str>) = case.needs.iter().partition(|name| [LONG, ROMS].contains(name));
+    if let Some(unset) = variables.iter().find(|name| std::env::var_os(name).is_none()) {
+        return Completion::ignored_with(format!("{unset} is not set"));
     }
-    let programs = case.needs.iter().filter(|name| **name != LONG);
-    let missing: Vec<_> = programs.filter(|name| programs::find(name).is_none()).collect();
+    let missing: Vec<_> = programs.into_iter().filter(|name| programs::find(name).is_none()).collect();
     if let Some(first) = missing.first() {
         let text = missing.iter().map(|name| programs::missing(name)).collect::<Vec<_>>().join(", ");
         assert!(!programs::required(), "{}: {text}, and {}=1", first, programs::REQUIRE_CLIENTS);

@@ -26,10 +26,36 @@ pub enum Firmware {
     Uefi,
 }
 
+/// Where the firmware and iPXE of a machine are.
+#[derive(Debug, Clone)]
+pub struct Roms {
+    /// OVMF's code and its empty variable store.
+    pub ovmf: [PathBuf; 2],
+    /// iPXE as an EFI program.
+    pub ipxe_efi: PathBuf,
+    /// iPXE as the ROM of a virtio network card; QEMU's own when absent.
+    pub ipxe_rom: Option<PathBuf>,
+}
+
+impl Roms {
+    /// Those of Debian's packages.
+    pub fn installed() -> Self {
+        let ovmf = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"].map(PathBuf::from);
+        Self { ovmf, ipxe_efi: "/boot/ipxe.efi".into(), ipxe_rom: None }
+    }
+
+    /// Those in a folder that `tests/rig/newer-roms.sh` has filled.
+    pub fn newer(folder: &Path) -> Self {
+        let ovmf = ["OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"].map(|name| folder.join(name));
+        Self { ovmf, ipxe_efi: folder.join("ipxe.efi"), ipxe_rom: Some(folder.join("pxe-virtio.rom")) }
+    }
+}
+
 /// A machine that has not been started.
 #[derive(Debug)]
 pub struct Machine {
     dir: TempDir,
+    roms: Roms,
     arguments: Vec<String>,
     failures: Vec<String>,
 }
@@ -40,16 +66,25 @@ impl Machine {
     /// # Panics
     /// When there is no temporary directory, or no firmware to copy.
     pub fn new(firmware: Firmware) -> Self {
+        Self::with_roms(firmware, Roms::installed())
+    }
+
+    /// As [`Machine::new`], of other firmware.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn with_roms(firmware: Firmware, roms: Roms) -> Self {
         let dir = tempfile::Builder::new().prefix("clonegate-vm-").tempdir().expect("a temporary directory");
-        let mut machine = Self { dir, arguments: Vec::new(), failures: Vec::new() };
+        let mut machine = Self { dir, roms, arguments: Vec::new(), failures: Vec::new() };
         match firmware {
             Firmware::Bios => machine.push(&["-M", "pc,graphics=off"]),
             Firmware::Uefi => {
                 let variables = machine.dir.path().join("vars.fd");
-                std::fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).expect("OVMF's variable store");
-                let code = "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
+                let [code, empty] = &machine.roms.ovmf;
+                std::fs::copy(empty, &variables).expect("OVMF's variable store");
+                let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", code.display());
                 let variables = format!("if=pflash,format=raw,unit=1,file={}", variables.display());
-                machine.push(&["-M", "q35", "-device", "virtio-rng-pci", "-drive", code, "-drive", &variables]);
+                machine.push(&["-M", "q35", "-device", "virtio-rng-pci", "-drive", &code, "-drive", &variables]);
             }
         }
         machine.failures = FAILURES.iter().map(ToString::to_string).collect();
@@ -68,16 +103,19 @@ impl Machine {
     }
 
     /// A network card whose iPXE runs `script` (the lines after `#!ipxe`). For BIOS the card's ROM is iPXE; for UEFI a small EFI
-    /// partition holds Debian's iPXE, since OVMF would not run a ROM built for BIOS.
+    /// partition holds iPXE, since OVMF would not run a ROM built for BIOS.
     #[must_use]
     pub fn with_ipxe(mut self, firmware: Firmware, script: &str) -> Self {
         let network = self.script(script);
         match firmware {
             Firmware::Bios => {
-                self.push(&["-netdev", &network, "-device", "virtio-net-pci,netdev=n0,bootindex=1"]);
+                let rom =
+                    self.roms.ipxe_rom.as_ref().map_or(String::new(), |rom| format!(",romfile={}", rom.display()));
+                let card = format!("virtio-net-pci,netdev=n0,bootindex=1{rom}");
+                self.push(&["-netdev", &network, "-device", &card]);
             }
             Firmware::Uefi => {
-                let disk = self.efi_disk(Path::new("/boot/ipxe.efi"));
+                let disk = self.efi_disk(&self.roms.ipxe_efi);
                 let drive = format!("file={},format=raw,if=none,id=esp,readonly=on", disk.display());
                 let card = "virtio-net-pci,netdev=n0,romfile=";
                 self.push(&["-drive", &drive, "-device", "virtio-blk-pci,drive=esp,bootindex=0"]);
