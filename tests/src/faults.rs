@@ -108,6 +108,12 @@ impl Faults {
         self.plan().dies_at = Some((call, applied));
     }
 
+    /// Whether the request of [`Faults::die_at`] has come.
+    pub fn is_dead(&self) -> bool {
+        let plan = self.plan();
+        plan.dies_at.is_some_and(|(at, _)| plan.calls > at)
+    }
+
     /// Every request fails with 503 until [`Faults::heal`].
     pub fn outage(&self) {
         self.plan().down = true;

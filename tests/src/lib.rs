@@ -19,6 +19,7 @@ pub mod nbd_client;
 pub mod programs;
 pub mod qmp;
 pub mod raw_http;
+pub mod rehearsal;
 pub mod serve;
 pub mod sim;
 pub mod stamped;

@@ -195,6 +195,15 @@ pub(super) enum Verb {
         #[command(flatten)]
         dry_run: DryRun,
     },
+    /// Take a clone over from a gateway that is gone, or does nothing with it
+    #[command(after_help = "Example:\n  clonegate clone take-over desk-001")]
+    TakeOver {
+        /// Names or ids
+        #[arg(required = true)]
+        clones: Vec<String>,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
     /// Bring a clone back to a snapshot
     #[command(after_help = "Example:\n  clonegate clone restore desk-001 before-update")]
     Restore {
@@ -385,17 +394,9 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             Ok(())
         }
         Verb::AcceptLoss { clones, dry_run } => {
-            for clone in clones {
-                let path = format!("clones/{}/accept-loss", session.segment(&clone));
-                let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
-                if done.names.is_empty() && session.form == Form::Table {
-                    output::line(&format!("{clone}: {}", done.notes.join("; ")));
-                } else {
-                    touched("opened without them", &done, session);
-                }
-            }
-            Ok(())
+            say_yes(session, clones, &dry_run, "accept-loss", "opened without them").await
         }
+        Verb::TakeOver { clones, dry_run } => say_yes(session, clones, &dry_run, "take-over", "taken over").await,
         Verb::ToTemplate { clone, template, publish, force } => {
             let path = format!("clones/{}/to-template", session.segment(&clone));
             let made = client.post(&path, &[], &ToTemplate { template, publish, force }).await?;
@@ -462,6 +463,21 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// An operator's yes to something about each of these clones.
+async fn say_yes(session: &Session, clones: Vec<String>, dry_run: &DryRun, to: &str, done_is: &str) -> Result<(), Failure> {
+    let client = session.client()?;
+    for clone in clones {
+        let path = format!("clones/{}/{to}", session.segment(&clone));
+        let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
+        if done.names.is_empty() && session.form == Form::Table {
+            output::line(&format!("{clone}: {}", done.notes.join("; ")));
+        } else {
+            touched(done_is, &done, session);
+        }
+    }
+    Ok(())
 }
 
 async fn create(create: Create, session: &Session) -> Result<(), Failure> {

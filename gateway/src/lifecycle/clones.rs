@@ -16,6 +16,7 @@ use super::events::EventKind;
 use super::gateway::Gateway;
 use super::labels::check_labels;
 use super::names;
+use super::orders::Ids;
 use super::placement::{Claimed, Order};
 use super::views::{
     CloneView, CreateClones, CreatedClones, IdentitySpec, ListQuery, Page, Touched, from_labels, page, to_labels,
@@ -50,8 +51,26 @@ impl Gateway {
         };
         let durability = request.durability.map(Into::into).unwrap_or_default();
         let rules = request.reset.checked()?;
-        let finish = |entry: CloneEntry| CloneEntry { reset: rules.clone(), ..entry };
-        self.create_with_identity(&order, &names, durability, &finish, request.identity, dry_run).await
+        let finish = move |entry: CloneEntry| CloneEntry { reset: rules.clone(), ..entry };
+        let ids = Ids(self.clock.nonce());
+        if dry_run || names.len() == 1 {
+            return self.create_with_identity(&order, (&names, ids), durability, &finish, request.identity, dry_run).await;
+        }
+        // What is refused at once is no job.
+        self.check_names_free(&names).await?;
+        self.spec_for_clones(&order.template, &names, request.identity.clone()).await?;
+        let (template, identity) = (order.template.clone(), request.identity);
+        self.do_order(
+            &template,
+            (request.name, request.count, request.first),
+            ids.0,
+            Box::new(move |gateway| {
+                Box::pin(async move {
+                    gateway.create_with_identity(&order, (&names, ids), durability, &finish, identity, false).await
+                })
+            }),
+        )
+        .await
     }
 
     /// Makes the clones of these names with the identity that the template says; `finish` completes the catalog entry of each.
@@ -63,14 +82,15 @@ impl Gateway {
         finish: &(dyn Fn(CloneEntry) -> CloneEntry + Send + Sync),
         dry_run: bool,
     ) -> Result<CreatedClones> {
-        self.create_with_identity(order, names, durability, finish, None, dry_run).await
+        let ids = Ids(self.clock.nonce());
+        self.create_with_identity(order, (names, ids), durability, finish, None, dry_run).await
     }
 
     /// The same with this identity; the template's when none is given.
-    pub(super) async fn create_with_identity(
+    async fn create_with_identity(
         &self,
         order: &Order,
-        names: &[Name],
+        (names, ids): (&[Name], Ids),
         durability: clonegate_core::format::clone::Durability,
         finish: &(dyn Fn(CloneEntry) -> CloneEntry + Send + Sync),
         identity: Option<IdentitySpec>,
@@ -96,7 +116,7 @@ impl Gateway {
         }
         let (claimed, placements, new_bases) = self
             .claim_all(order, names, &|name, base, slot| CloneRecord {
-                id: self.clock.id(),
+                id: ids.of(name),
                 nonce: self.clock.nonce(),
                 name: name.clone(),
                 kind: VolumeKind::LinkedClone,

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::table::Table;
 use crate::clock::Clock;
-use crate::store::{Store, StoreConfig, keys};
+use crate::store::{Opener, Store, StoreConfig, keys};
 
 /// Free bytes of a store whose capacity nobody knows.
 pub(super) const NO_END: u64 = 1 << 60;
@@ -239,7 +239,13 @@ impl Datastores {
 }
 
 /// Opens the store of one datastore.
-pub(super) fn open(name: &Name, config: &StoreConfig, entry: DatastoreEntry, clock: &Clock) -> Result<Arc<Datastore>> {
-    let store = Store::open(config, clock).map_err(|e| if e.object().is_some() { e } else { e.on(name.as_str()) })?;
+pub(super) fn open(
+    name: &Name,
+    config: &StoreConfig,
+    entry: DatastoreEntry,
+    clock: &Clock,
+    opener: &Opener,
+) -> Result<Arc<Datastore>> {
+    let store = opener(config, clock).map_err(|e| if e.object().is_some() { e } else { e.on(name.as_str()) })?;
     Ok(Datastore::new(name.clone(), store, entry))
 }

@@ -166,8 +166,14 @@ impl Check<'_> {
             if let Some(clone) = self.owners.clones.get(&record.id) {
                 // The clone's record says another slot: only this one is left over, unless a move was cut and the log is here already.
                 // Opening it finishes such a move, and then this slot is the one.
-                let (_, volume) = self.gateway.me()?.volume(clone).await?;
-                if volume.status().base == Some(base) {
+                drop(self.gateway.me()?.volume(clone).await?);
+                // It may have come to the same base by another slot.
+                let now = self.gateway.catalog.find::<CloneEntry>(&clone.name).await?;
+                let has = |now: &Named<CloneEntry>| {
+                    let its = &now.state.record;
+                    its.id == record.id && its.base == Some(base) && its.slot == record.slot
+                };
+                if now.as_ref().is_some_and(has) {
                     self.found(
                         keys::slot(base, record.slot),
                         format!("the move of {} was cut short", record.name),

@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use clonegate_core::format::catalog::DatastoreEntry;
-use clonegate_core::ids::{CloneId, GatewayId, Name};
+use clonegate_core::ids::{CloneId, GatewayId, Name, Nonce};
 use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::advisor::Advisor;
 use super::audit::Audit;
@@ -19,6 +20,7 @@ use super::events::Events;
 use super::jobs::{self, Jobs};
 use super::machines::Machines;
 use super::open::OpenDevices;
+use super::orders::Orders;
 use super::turns::Turns;
 use super::volumes::{Bases, Sources};
 use crate::catalog::{Catalog, Named};
@@ -26,7 +28,7 @@ use crate::clock::Clock;
 use crate::delta::{DeltaSettings, Engine};
 use crate::icache::ICache;
 use crate::identity::IdentityKeys;
-use crate::store::{Store, StoreConfig};
+use crate::store::{Opener, Store, StoreConfig};
 
 /// How often devices that another gateway took over are looked for.
 const LOOK_FOR_DEAD: Duration = Duration::from_secs(1);
@@ -74,6 +76,8 @@ pub struct Gateway {
     pub(super) handle: Handle,
     pub(super) catalog: Catalog,
     pub(super) home: Store,
+    /// How stores are opened.
+    pub(super) opener: Opener,
     pub(super) datastores: Datastores,
     pub(super) icache: Arc<ICache>,
     pub(super) advisor: Arc<dyn Advisor>,
@@ -88,6 +92,10 @@ pub struct Gateway {
     pub(super) reset_waits: Mutex<HashSet<CloneId>>,
     /// Which machines may still run, and which are known to be off.
     pub(super) machines: Machines,
+    /// Orders of several clones that this life of the process does.
+    pub(super) orders: Orders,
+    /// Updates that were seen to run without a job, and since when.
+    pub(super) unattended: Mutex<HashMap<Name, (Nonce, Instant)>>,
     /// Pools that are being made larger or smaller.
     pub(super) growing: Turns,
     /// What was said to be about to be full.
@@ -109,7 +117,20 @@ impl Gateway {
     /// # Errors
     /// Those of the home; `Conflict` with code `datastore-differs` when the catalog knows another store under a configured name.
     pub async fn start(settings: GatewaySettings, advisor: Arc<dyn Advisor>, clock: Clock) -> Result<Arc<Self>> {
-        let home = Store::open(&settings.home, &clock)?;
+        Self::start_on(settings, advisor, clock, Arc::new(Store::open)).await
+    }
+
+    /// The same with stores that `opener` opens; for tests and rehearsals that put faults in their way.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_on(
+        settings: GatewaySettings,
+        advisor: Arc<dyn Advisor>,
+        clock: Clock,
+        opener: Opener,
+    ) -> Result<Arc<Self>> {
+        let home = opener(&settings.home, &clock)?;
         home.admit(settings.gateway, &settings.host).await?;
         let mut sources = settings.sources.clone();
         sources.extend(settings.datastores.iter().map(|d| d.store.clone()));
@@ -121,6 +142,7 @@ impl Gateway {
             audit: Audit::new(home.clone(), settings.gateway, clock.clone()),
             events: Events::new(&clock),
             home,
+            opener,
             datastores: Datastores::default(),
             icache: ICache::new(settings.icache_bytes),
             advisor,
@@ -130,6 +152,8 @@ impl Gateway {
             engine,
             reset_waits: Mutex::default(),
             machines: Machines::default(),
+            orders: Orders::default(),
+            unattended: Mutex::default(),
             growing: Turns::default(),
             alerted: Mutex::default(),
             identity_keys: OnceLock::new(),
@@ -191,7 +215,7 @@ impl Gateway {
     pub(super) async fn open_datastore(&self, named: Named<DatastoreEntry>) -> Result<()> {
         let configured = self.settings.datastores.iter().find(|d| d.name == named.name);
         let config = configured.map_or_else(|| datastores::store_config(&named.state), |d| d.store.clone());
-        let datastore = match datastores::open(&named.name, &config, named.state, &self.clock) {
+        let datastore = match datastores::open(&named.name, &config, named.state, &self.clock, &self.opener) {
             Ok(datastore) => datastore,
             Err(error) => {
                 tracing::warn!(datastore = %named.name, %error, "a datastore cannot be opened here");

@@ -1,6 +1,7 @@
 //! What happens to templates, bases and clones: the order of store operations that makes each verb crash-safe.
 
 pub mod advisor;
+mod adoption;
 mod audit;
 mod capacity;
 mod clones;
@@ -21,7 +22,9 @@ mod machines;
 mod moving;
 mod names;
 mod open;
+mod orders;
 mod placement;
+mod pool_jobs;
 mod pools;
 mod power;
 mod promote;

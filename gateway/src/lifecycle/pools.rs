@@ -375,15 +375,8 @@ impl Gateway {
         free.truncate(less as usize);
         let names: Vec<Name> = free.iter().map(|m| m.name.clone()).collect();
         if !dry_run {
-            // Not to be filled up again meanwhile.
-            let set = |entry: &mut PoolEntry| {
-                entry.size = entry.size.min(u32::try_from(members.len()).unwrap_or(u32::MAX) - less);
-                Ok(())
-            };
-            self.catalog.change(&pool.name, set).await?;
-            for name in &names {
-                Arc::clone(self).do_delete_clone(name.to_string(), false).await?;
-            }
+            let stay = u32::try_from(members.len()).unwrap_or(u32::MAX) - less;
+            self.shrink_as_job(&pool.name, Some((names.clone(), stay))).await?;
         }
         Ok(names)
     }
@@ -440,15 +433,7 @@ impl Gateway {
             return Ok(touched);
         }
         super::templates::refuse_used(pool.name.as_str(), "clones that are in use", &used)?;
-        let close = |entry: &mut PoolEntry| {
-            entry.maintenance = true;
-            Ok(())
-        };
-        self.catalog.change(&pool.name, close).await?;
-        for member in self.members(&pool.name).await? {
-            Arc::clone(&self).do_delete_clone(member.name.to_string(), false).await?;
-        }
-        self.catalog.delete(&pool.name, |_: &PoolEntry| Ok(())).await?;
+        self.shrink_as_job(&pool.name, None).await?;
         Ok(touched)
     }
 }

@@ -188,17 +188,14 @@ impl Gateway {
     /// Runs an update as a job; answers when it rests, or how far it is after a while.
     async fn run_rollout_for_a_while(self: &Arc<Self>, template: &Name, run: Nonce) -> Result<UpdatedClones> {
         let rollout: RolloutEntry = self.catalog.get(template).await?.state;
-        let order = JobOrder {
-            kind: KIND,
-            // The record of the update says that there is one at a time; this names one of its runs.
-            subject: format!("update/{template}/{:02x}{:02x}{:02x}{:02x}", run.0[0], run.0[1], run.0[2], run.0[3]),
-            spec: Spec { template: template.clone(), run },
-            unit: JobUnit::Clones,
-            total: Some(u64::from(rollout.total)),
-        };
-        if let Err(error) = self.start_job(order).await {
-            self.rest(template, run, RolloutState::Stopped, Some(error.to_string())).await?;
-            return Err(error);
+        match self.start_rollout_job(template, run, rollout.total).await {
+            Ok(()) => {}
+            // Another gateway took it for an update that nobody does.
+            Err(error) if error.code() == "job-running" => {}
+            Err(error) => {
+                self.rest(template, run, RolloutState::Stopped, Some(error.to_string())).await?;
+                return Err(error);
+            }
         }
         let begun = self.clock.instant();
         let rests = || {
@@ -209,6 +206,18 @@ impl Gateway {
             self.clock.sleep(LOOK_AGAIN).await;
         }
         Arc::clone(self).do_show_update(template.to_string()).await
+    }
+
+    /// Makes the job of one run of an update.
+    pub(super) async fn start_rollout_job(self: &Arc<Self>, template: &Name, run: Nonce, total: u32) -> Result<()> {
+        let order = JobOrder {
+            kind: KIND,
+            subject: subject(template, run),
+            spec: Spec { template: template.clone(), run },
+            unit: JobUnit::Clones,
+            total: Some(u64::from(total)),
+        };
+        self.start_job(order).await.map(drop)
     }
 
     /// Moves clones until the update rests. Whoever takes it over gives it another `run`.
@@ -505,8 +514,13 @@ enum Back {
     Later,
 }
 
+/// The subject of the job of one run: the record of the update says that there is one at a time.
+pub(super) fn subject(template: &Name, run: Nonce) -> String {
+    format!("update/{template}/{:02x}{:02x}{:02x}{:02x}", run.0[0], run.0[1], run.0[2], run.0[3])
+}
+
 /// Whether clones are being moved.
-fn runs(state: RolloutState) -> bool {
+pub(super) fn runs(state: RolloutState) -> bool {
     matches!(state, RolloutState::Running | RolloutState::RollingBack)
 }
 

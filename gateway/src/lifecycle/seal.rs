@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use clonegate_core::format::base::BaseData;
+use clonegate_core::format::base::{BaseData, BaseRecord};
 use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::ids::Name;
 use clonegate_core::limits::{CHUNK_BYTES, READ_WINDOW_BYTES};
@@ -12,9 +12,10 @@ use futures::TryStreamExt;
 use tokio::io::AsyncWriteExt;
 
 use super::gateway::Gateway;
-use super::templates::{NewVersion, publish_version, unknown_version};
+use super::datastores::Datastore;
+use super::templates::{NewVersion, Seal, unknown_version};
 use super::views::{TemplateView, ToTemplate};
-use crate::base::BaseDevice;
+use crate::base::{Base, BaseDevice};
 use crate::catalog::Named;
 use crate::device::Device;
 use crate::files::{self, Found, Place};
@@ -77,6 +78,34 @@ fn not_sealed(object: &str, findings: &[String]) -> Error {
 }
 
 impl Gateway {
+    /// What is found in an image that no template has yet; nothing when it is not to be looked into.
+    pub(super) async fn look_into(
+        &self,
+        datastore: &Arc<Datastore>,
+        template: &Name,
+        size: u64,
+        data: &BaseData,
+        seal: Seal,
+    ) -> Result<Vec<String>> {
+        if !matches!(seal, Seal::Check { .. }) {
+            return Ok(Vec::new());
+        }
+        // Read as a base that is never made.
+        let record = BaseRecord {
+            id: self.clock.id(),
+            nonce: self.clock.nonce(),
+            size,
+            template: template.clone(),
+            version: 0,
+            slots: 1,
+            created_ms: self.clock.now_ms(),
+            data: data.clone(),
+        };
+        let (store, cache, runtime) = (datastore.store.clone(), Arc::clone(&self.icache), self.handle.clone());
+        let base = Base::open(store, record, &*self.sources, cache, runtime).await?;
+        Ok(findings(Arc::new(BaseDevice::new(base, template.as_str()))).await)
+    }
+
     /// Checks a draft and seals it; with `force` whatever is found.
     pub(super) async fn do_seal_template(
         self: Arc<Self>,
@@ -93,7 +122,7 @@ impl Gateway {
                 .hint(format!("clonegate template show {name}"))
         })?;
         let of = found.state.version(number).ok_or_else(|| unknown_version(&name, number))?.clone();
-        let sealed = self.seal(&name, &of, force, Some(false)).await?;
+        let sealed = self.seal(&name, &of, force).await?;
         let draft = sealed.state.version(number).filter(|v| v.state == VersionState::Draft);
         match draft {
             Some(draft) => Err(not_sealed(&format!("{name}:{number}"), &draft.findings)),
@@ -101,14 +130,12 @@ impl Gateway {
         }
     }
 
-    /// Looks into a version, writes down what is found, and seals it when that is nothing or `force` says so. A version that is sealed is
-    /// published as an import asks: absent, when none is.
-    pub(super) async fn seal(
+    /// Looks into a version, writes down what is found, and seals it when that is nothing or `force` says so.
+    async fn seal(
         &self,
         name: &Name,
         version: &TemplateVersion,
         force: bool,
-        publish: Option<bool>,
     ) -> Result<Named<TemplateEntry>> {
         let datastore = self.datastores.get(&version.datastore)?;
         let base = {
@@ -124,15 +151,11 @@ impl Gateway {
         let findings = findings(Arc::new(BaseDevice::new(base, name.as_str()))).await;
         let number = version.number;
         let write = |template: &mut TemplateEntry| {
-            let none = template.published.is_none();
             let version = template.versions.iter_mut().find(|v| v.number == number);
             let version = version.ok_or_else(|| unknown_version(name, number))?;
             version.findings.clone_from(&findings);
             if version.state == VersionState::Draft && (force || findings.is_empty()) {
                 version.state = VersionState::Sealed;
-                if publish.unwrap_or(none) {
-                    publish_version(template, number);
-                }
             }
             Ok(())
         };
@@ -198,7 +221,7 @@ impl Gateway {
             parent: (clone.state.template == name).then_some(clone.state.version),
             findings,
             slots: slots.unwrap_or(self.settings.slots_per_base),
-            seal: super::templates::Seal::Checked,
+            seal: Seal::Checked,
         };
         self.add_version(&name, None, request.publish.then_some(true), version).await
     }

@@ -1,4 +1,4 @@
-//! Snapshots as exports, and the yes to what a lost journal held.
+//! Snapshots as exports, and an operator's yes: to what a lost journal held, and to that a gateway is gone.
 
 use std::sync::Arc;
 
@@ -58,6 +58,26 @@ impl Gateway {
                     volume.accept_lost_tail();
                     volume.claim().await?;
                     tracing::warn!(clone = %found.name, what = missing.message(), "an operator gave writes up");
+                }
+            }
+        }
+        Ok(touched)
+    }
+
+    /// An operator's word that the gateway which has a clone open is gone, or does nothing with it: this one takes it over. Everything that was
+    /// acknowledged is there; the other one, if it lives, can write nothing more.
+    pub(super) async fn do_take_over(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
+        let found = self.find_clone(&clone.parse()?).await?;
+        let (_open, volume) = self.volume(&found).await?;
+        let mut touched = Touched { dry_run, ..Touched::default() };
+        match volume.owner_elsewhere().await? {
+            None => touched.notes.push("no other gateway has it open: there is nothing to take over".to_owned()),
+            Some(gateway) => {
+                touched.names.push(found.name.to_string());
+                touched.notes.push(format!("the gateway {gateway} can write nothing more to it"));
+                if !dry_run {
+                    volume.claim().await?;
+                    tracing::info!(clone = %found.name, from = %gateway, "taken over");
                 }
             }
         }

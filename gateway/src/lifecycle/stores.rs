@@ -42,7 +42,7 @@ impl Gateway {
         if let Some(other) = others.iter().find(|other| same(&other.state.url)) {
             return Err(Error::exists("store-taken", format!("{} is this store already", other.name)).on(entry.url));
         }
-        let datastore = datastores::open(&name, &settings.store, entry.clone(), &self.clock)?;
+        let datastore = datastores::open(&name, &settings.store, entry.clone(), &self.clock, &self.opener)?;
         datastore.admit(self.settings.gateway, &self.settings.host).await?;
         datastore.table.load().await?;
         self.catalog.create(&name, entry).await?;

@@ -1,7 +1,7 @@
 //! Templates and their versions: import, by reference, publish, roll back, delete.
 //!
-//! An import writes packs, then the index, then the template's record, and only then a base: nothing is visible before the record, and a
-//! version without a base gets one with its first clone.
+//! An import writes packs, then the index, looks into the image, then writes the template's record, and only then makes a base: nothing is
+//! visible before the record, and a version without a base gets one with its first clone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,17 +73,20 @@ impl Gateway {
         let datastore = self.datastore_for_import(request.datastore.as_deref())?;
         let imported = import::run(&datastore.store, input, ImportOptions::default(), &*progress, &self.clock).await?;
         let stats = imported.stats;
+        let data = BaseData::Packed { index: imported.index };
+        let seal = Seal::asked(request.draft, request.force);
+        let findings = self.look_into(&datastore, &name, imported.size, &data, seal).await?;
         let version = NewVersion {
             size: imported.size,
-            data: BaseData::Packed { index: imported.index },
+            data,
             datastore: datastore.name.clone(),
             origin: request.origin.unwrap_or_else(|| "upload".to_owned()),
             stored_bytes: stats.stored_bytes,
             used_bytes: (stats.chunks * u64::from(CHUNK_BYTES)).min(imported.size),
             parent: None,
-            findings: Vec::new(),
+            findings,
             slots,
-            seal: Seal::asked(request.draft, request.force),
+            seal,
         };
         self.add_version(&name, request.description, request.publish, version).await
     }
@@ -98,17 +101,20 @@ impl Gateway {
         let image = base::inspect(&source, &key)
             .await
             .map_err(|e| if e.object().is_some() { e } else { e.on(request.url.clone()) })?;
+        let data = BaseData::Raw { store: store_url, key: key.to_string(), etag: image.etag };
+        let seal = Seal::asked(request.draft, request.force);
+        let findings = self.look_into(&datastore, &name, image.size, &data, seal).await?;
         let version = NewVersion {
             size: image.size,
-            data: BaseData::Raw { store: store_url, key: key.to_string(), etag: image.etag },
+            data,
             datastore: datastore.name.clone(),
             origin: request.url,
             stored_bytes: 0,
             used_bytes: image.size,
             parent: None,
-            findings: Vec::new(),
+            findings,
             slots,
-            seal: Seal::asked(request.draft, request.force),
+            seal,
         };
         self.add_version(&name, request.description, request.publish, version).await
     }
@@ -149,9 +155,14 @@ impl Gateway {
         version: NewVersion,
     ) -> Result<TemplateView> {
         let now_ms = self.clock.now_ms();
+        let sealed = match version.seal {
+            Seal::Checked => true,
+            Seal::Check { force } => force || version.findings.is_empty(),
+            Seal::Draft => false,
+        };
         let stored = |number: u32| TemplateVersion {
             number,
-            state: if version.seal == Seal::Checked { VersionState::Sealed } else { VersionState::Draft },
+            state: if sealed { VersionState::Sealed } else { VersionState::Draft },
             size: version.size,
             data: version.data.clone(),
             slots: version.slots,
@@ -175,7 +186,7 @@ impl Gateway {
             if let Some(text) = &description {
                 template.description.clone_from(text);
             }
-            if version.seal == Seal::Checked && publish.unwrap_or(template.published.is_none()) {
+            if sealed && publish.unwrap_or(template.published.is_none()) {
                 publish_version(template, number);
             }
             Ok(number)
@@ -209,11 +220,10 @@ impl Gateway {
             let _making = datastore.making.lock().await;
             self.make_base(&datastore, name, &stored(number)).await?;
         }
-        let added: Named<TemplateEntry> = match version.seal {
-            Seal::Check { force } => self.seal(name, &stored(number), force, publish).await?,
-            Seal::Checked | Seal::Draft => self.catalog.get(name).await?,
-        };
-        self.template_view(&added).await
+        for finding in &version.findings {
+            tracing::warn!(template = %name, version = number, finding, "found in the image");
+        }
+        self.template_view(&self.catalog.get(name).await?).await
     }
 
     /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.

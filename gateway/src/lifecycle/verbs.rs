@@ -381,6 +381,11 @@ verbs! {
     /// # Errors
     /// `NotFound`; those of the store.
     accept_loss => do_accept_loss(clone: String, dry_run: bool) -> Touched;
+    /// Takes a clone over from a gateway that is gone, or does nothing with it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `lost-tail` when only the journal of that gateway has the last writes; those of the store.
+    take_clone_over => do_take_over(clone: String, dry_run: bool) -> Touched;
     /// Brings a clone back to a snapshot.
     ///
     /// # Errors

@@ -36,6 +36,9 @@ pub use self::read::{Listed, Meta};
 use self::retry::Patience;
 use crate::clock::Clock;
 
+/// Opens the store that a configuration describes, as [`Store::open`] does.
+pub type Opener = Arc<dyn Fn(&StoreConfig, &Clock) -> Result<Store> + Send + Sync>;
+
 /// Requests that one call has in flight at most.
 const IN_FLIGHT_MAX: usize = 64;
 

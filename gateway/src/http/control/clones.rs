@@ -24,6 +24,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(restore))
         .routes(routes!(snapshots))
         .routes(routes!(accept_loss))
+        .routes(routes!(take_over))
 }
 
 /// All clones.
@@ -112,4 +113,14 @@ async fn accept_loss(
     Query(query): Query<DryRun>,
 ) -> Answer<Touched> {
     Ok(Json(gateway.accept_loss(&clone, query.dry_run).await?))
+}
+
+/// Takes a clone over from a gateway that is gone, or does nothing with it; that one can write nothing more to it.
+#[utoipa::path(post, path = "/v1/clones/{clone}/take-over", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), responses((status = 200, body = Touched), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn take_over(
+    State(gateway): State<Arc<Gateway>>,
+    Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<Touched> {
+    Ok(Json(gateway.take_clone_over(&clone, query.dry_run).await?))
 }

@@ -22,6 +22,7 @@ impl Gateway {
         if let Err(error) = self.look_at_jobs(true).await {
             tracing::warn!(%error, "jobs that were cut short could not be looked at");
         }
+        self.adopt_rollouts(true).await;
     }
 
     /// One round of looking at all jobs.
@@ -29,6 +30,7 @@ impl Gateway {
         if let Err(error) = self.look_at_jobs(false).await {
             tracing::debug!(%error, "jobs could not be looked at");
         }
+        self.adopt_rollouts(false).await;
     }
 
     async fn look_at_jobs(self: &Arc<Self>, at_start: bool) -> Result<()> {

@@ -29,6 +29,8 @@ pub(super) struct Live {
     stopping: AtomicBool,
     /// Another gateway has the job.
     lost: AtomicBool,
+    /// Why the work failed, for who waits for it here.
+    pub(super) failure: Mutex<Option<Error>>,
     /// Wakes the heartbeat, and with it the record.
     pub(super) wake: tokio::sync::Notify,
 }
@@ -43,6 +45,7 @@ impl Live {
             cancel: AtomicBool::new(record.cancel),
             stopping: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            failure: Mutex::default(),
             wake: tokio::sync::Notify::new(),
         })
     }

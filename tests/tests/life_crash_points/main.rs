@@ -1,0 +1,225 @@
+//! Every verb of the life of templates, clones, pools and disks, with the gateway dying before and after each of its store requests.
+//!
+//! After each death another gateway, or the same one started again, finds the stores as they are: what the verb did is done, or is
+//! undone, or is done by the job that goes on; what nobody needs is found and removed; nobody else's bytes have changed.
+//! `CLONEGATE_LONG=N` looks at every point of the long verbs too.
+
+mod scenes;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clonegate::exports::Exports;
+use clonegate::lifecycle::Gateway;
+use clonegate::lifecycle::views::{ListJobs, ListQuery, PowerEvent};
+use clonegate_core::Result;
+use clonegate_core::units::ByteRange;
+use clonegate_tests::faults::Faults;
+use clonegate_tests::rehearsal::Stores;
+use clonegate_tests::sim::runtime;
+use futures::future::BoxFuture;
+
+/// What a scene does with a gateway.
+type Deed<T> = fn(Arc<Gateway>) -> BoxFuture<'static, T>;
+
+/// One verb and how to tell what became of it.
+#[derive(Clone, Copy)]
+struct Scene {
+    name: &'static str,
+    /// What must be there before.
+    prepare: Deed<()>,
+    /// The verb.
+    act: Deed<Result<()>>,
+    /// Whether it is done. Panics when it is neither done nor undone.
+    done: Deed<bool>,
+    /// The disk `d` is what it is about.
+    of_disk: bool,
+}
+
+/// Most crash points of one verb when nobody asks for more.
+const POINTS_USUAL: u64 = 40;
+
+fn long() -> u64 {
+    std::env::var("CLONEGATE_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
+}
+
+/// All bytes of an export.
+async fn bytes(gateway: &Gateway, export: &str) -> Vec<u8> {
+    let device = gateway.open(export.parse().expect("a good name")).await.unwrap_or_else(|e| panic!("{export}: {e:?}"));
+    let size = device.info().size;
+    device.read(ByteRange::new(0, size)).await.unwrap_or_else(|e| panic!("{export}: {e:?}")).concat()
+}
+
+/// What nobody but its own verbs may change.
+#[derive(Debug, PartialEq, Eq)]
+struct Bystanders {
+    clone: Vec<u8>,
+    its_disk: Vec<u8>,
+    disk: Vec<u8>,
+    identity: String,
+}
+
+async fn bystanders(gateway: &Gateway, scene: &Scene) -> Bystanders {
+    let identity = gateway.show_identity("keep").await.expect("an identity");
+    Bystanders {
+        clone: bytes(gateway, "keep").await,
+        its_disk: bytes(gateway, "disk/keep-data").await,
+        disk: if scene.of_disk { Vec::new() } else { bytes(gateway, "disk/d").await },
+        identity: serde_json::to_string(&identity).expect("it encodes"),
+    }
+}
+
+/// Waits until no job is at work.
+async fn quiet(gateway: &Gateway) {
+    for _ in 0..6000 {
+        let jobs = gateway.list_jobs(ListJobs { under_way: true, ..ListJobs::default() }).await.expect("jobs");
+        if jobs.items.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    panic!("jobs never end: {:?}", gateway.list_jobs(ListJobs::default()).await);
+}
+
+/// What the lost gateway had open is taken over and said to be off, as an operator does after the loss of a gateway.
+async fn all_off(gateway: &Gateway) {
+    for clone in gateway.list_clones(ListQuery::default()).await.expect("clones").items {
+        gateway.take_clone_over(clone.name.as_str(), false).await.unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
+        gateway.power_clone(clone.name.as_str(), PowerEvent::Off).await.unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
+    }
+}
+
+/// Plays a scene with a death at request `dies_at`; then looks from another gateway. Says how many requests there were.
+fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64, bool)>) -> u64 {
+    let stores = world.fork();
+    let first = runtime();
+    let faults = Faults::none();
+    let (calls, acknowledged) = first.block_on(async {
+        let gateway = stores.gateway(1, &faults).await.expect("a gateway starts");
+        let begin = faults.calls();
+        if let Some((call, applied)) = dies_at {
+            faults.die_at(begin + call, applied);
+        }
+        let died = async {
+            while !faults.is_dead() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let acted = tokio::select! {
+            acted = (scene.act)(Arc::clone(&gateway)) => Some(acted),
+            () = died => None,
+        };
+        // What the verb left to be done behind the caller's back.
+        if !faults.is_dead() {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        let acknowledged = match acted {
+            Some(Ok(())) => true,
+            Some(Err(error)) if dies_at.is_none() => panic!("{} without a death: {error:?}", scene.name),
+            _ => false,
+        };
+        (faults.calls() - begin, acknowledged)
+    });
+    // As with a process that dies, nothing of it is waited for.
+    first.shutdown_background();
+    let second = runtime();
+    second.block_on(async {
+        let at = format!("{}, dead at {dies_at:?}", scene.name);
+        // The same host comes back, or another takes over.
+        let number = if dies_at.is_some_and(|(call, _)| call % 2 == 1) { 2 } else { 1 };
+        let gateway = stores.gateway(number, &Faults::none()).await.expect("a gateway starts");
+        quiet(&gateway).await;
+        all_off(&gateway).await;
+        clean(&gateway, &at).await;
+        let done = (scene.done)(Arc::clone(&gateway)).await;
+        assert!(done || !acknowledged, "{at}: it was acknowledged and is not done");
+        if !done {
+            (scene.act)(Arc::clone(&gateway)).await.unwrap_or_else(|e| panic!("{at}: not again: {e:?}"));
+            quiet(&gateway).await;
+            assert!((scene.done)(Arc::clone(&gateway)).await, "{at}: done again, and not done");
+            let found = gateway.fsck(false, Some(0), false).await.expect("no faults").findings;
+            assert!(found.is_empty(), "{at}, after it was done again: {found:?}");
+        }
+        assert!(bystanders(&gateway, scene).await == *before, "{at}: somebody else's bytes or identity changed");
+    });
+    drop(second);
+    calls
+}
+
+/// What a crash left is found and removed, and then there is nothing more to be found.
+async fn clean(gateway: &Gateway, at: &str) {
+    let found = gateway.fsck(true, Some(0), false).await.expect("no faults").findings;
+    let left: Vec<_> = found.iter().filter(|finding| !finding.repaired).collect();
+    assert!(left.is_empty(), "{at}: {left:?}");
+    let again = gateway.fsck(false, Some(0), false).await.expect("no faults").findings;
+    assert!(again.is_empty(), "{at}, after a repair: {again:?}");
+}
+
+/// The world as it is before a scene.
+fn begin(scene: &Scene) -> (Stores, Bystanders) {
+    let stores = Stores::new(&["fast", "slow"]);
+    let before = runtime().block_on(async {
+        let gateway = stores.gateway(1, &Faults::none()).await.expect("a gateway starts");
+        scenes::furnish(&gateway).await;
+        (scene.prepare)(Arc::clone(&gateway)).await;
+        let before = bystanders(&gateway, scene).await;
+        gateway.stop().await;
+        before
+    });
+    (stores, before)
+}
+
+fn die_everywhere(all: &[Scene]) {
+    let only = std::env::var("CLONEGATE_SCENE").ok();
+    let (mut points, mut wrong) = (0, 0);
+    for scene in all.iter().filter(|scene| only.as_ref().is_none_or(|only| scene.name.contains(only.as_str()))) {
+        let begun = std::time::Instant::now();
+        let (world, before) = begin(scene);
+        let calls = play(scene, &world, &before, None);
+        let step = (calls * 2).div_ceil(POINTS_USUAL * long()).max(1);
+        let mut here = 0;
+        for point in (0..calls * 2).step_by(usize::try_from(step).expect("a small step")) {
+            let death = Some((point / 2, point % 2 == 1));
+            // One that goes wrong does not hide what goes wrong in others.
+            let played = std::panic::catch_unwind(AssertUnwindSafe(|| play(scene, &world, &before, death)));
+            wrong += u64::from(played.is_err());
+            here += 1;
+        }
+        println!("{}: {calls} requests, {here} crash points, {:?}", scene.name, begun.elapsed());
+        points += here;
+    }
+    assert!(wrong == 0, "{wrong} of {points} crash points went wrong");
+    println!("crash points: {points}; nothing half done, nothing of others changed");
+    assert!(only.is_some() || points >= 40, "{points} crash points test little");
+}
+
+#[test]
+fn a_death_at_any_request_of_a_verb_of_clones_leaves_nothing_half_done() {
+    die_everywhere(scenes::CLONES);
+}
+
+#[test]
+fn a_death_at_any_request_of_a_verb_of_templates_leaves_nothing_half_done() {
+    die_everywhere(scenes::TEMPLATES);
+}
+
+#[test]
+fn a_death_at_any_request_of_an_update_leaves_nothing_half_done() {
+    die_everywhere(scenes::UPDATES);
+}
+
+#[test]
+fn a_death_at_any_request_of_a_verb_of_pools_leaves_nothing_half_done() {
+    die_everywhere(scenes::POOLS);
+}
+
+#[test]
+fn a_death_at_any_request_of_a_job_leaves_nothing_half_done() {
+    die_everywhere(scenes::JOBS);
+}
+
+#[test]
+fn a_death_at_any_request_of_a_verb_of_disks_and_identities_leaves_nothing_half_done() {
+    die_everywhere(scenes::DISKS);
+}
