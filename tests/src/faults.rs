@@ -61,7 +61,7 @@ impl Rates {
 
 /// The plan of what goes wrong, shared between a [`FaultStore`] and the test.
 #[derive(Debug)]
-pub struct Faults(std::sync::Mutex<Plan>);
+pub struct Faults(std::sync::Mutex<Plan>, tokio::sync::Notify);
 
 #[derive(Debug)]
 struct Plan {
@@ -77,7 +77,7 @@ struct Plan {
 impl Faults {
     fn with(random: Option<(StdRng, Rates)>) -> Arc<Self> {
         let plan = Plan { calls: 0, injected: 0, random, at: Vec::new(), dies_at: None, down: false, late: Vec::new() };
-        Arc::new(Self(std::sync::Mutex::new(plan)))
+        Arc::new(Self(std::sync::Mutex::new(plan), tokio::sync::Notify::new()))
     }
 
     /// Nothing goes wrong until it is told to.
@@ -112,6 +112,13 @@ impl Faults {
     pub fn is_dead(&self) -> bool {
         let plan = self.plan();
         plan.dies_at.is_some_and(|(at, _)| plan.calls > at)
+    }
+
+    /// Waits for that. In one waiter only.
+    pub async fn died(&self) {
+        while !self.is_dead() {
+            self.1.notified().await;
+        }
     }
 
     /// Every request fails with 503 until [`Faults::heal`].
@@ -164,6 +171,9 @@ impl Faults {
         plan.calls += 1;
         let fault = plan.decide(call);
         plan.injected += u64::from(fault.is_some());
+        if plan.dies_at.is_some_and(|(at, _)| call >= at) {
+            self.1.notify_one();
+        }
         fault
     }
 }

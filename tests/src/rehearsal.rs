@@ -43,7 +43,10 @@ impl Stores {
     }
 
     /// Opens these stores, each with what [`wrap`](FaultStore) puts in its way.
-    fn opener(&self, wrap: impl Fn(&str, Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> + Send + Sync + 'static) -> Opener {
+    fn opener(
+        &self,
+        wrap: impl Fn(&str, Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> + Send + Sync + 'static,
+    ) -> Opener {
         let stores = self.0.clone();
         Arc::new(move |config: &StoreConfig, clock: &Clock| {
             let name = config.url.trim_start_matches("memory://");

@@ -466,7 +466,13 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
 }
 
 /// An operator's yes to something about each of these clones.
-async fn say_yes(session: &Session, clones: Vec<String>, dry_run: &DryRun, to: &str, done_is: &str) -> Result<(), Failure> {
+async fn say_yes(
+    session: &Session,
+    clones: Vec<String>,
+    dry_run: &DryRun,
+    to: &str,
+    done_is: &str,
+) -> Result<(), Failure> {
     let client = session.client()?;
     for clone in clones {
         let path = format!("clones/{}/{to}", session.segment(&clone));

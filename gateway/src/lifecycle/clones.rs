@@ -54,7 +54,9 @@ impl Gateway {
         let finish = move |entry: CloneEntry| CloneEntry { reset: rules.clone(), ..entry };
         let ids = Ids(self.clock.nonce());
         if dry_run || names.len() == 1 {
-            return self.create_with_identity(&order, (&names, ids), durability, &finish, request.identity, dry_run).await;
+            return self
+                .create_with_identity(&order, (&names, ids), durability, &finish, request.identity, dry_run)
+                .await;
         }
         // What is refused at once is no job.
         self.check_names_free(&names).await?;

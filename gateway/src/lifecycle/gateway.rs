@@ -40,6 +40,8 @@ const FILL_POOLS: Duration = Duration::from_secs(60);
 const TRY_AGAIN: Duration = Duration::from_secs(15);
 /// How often the audit log is looked at for what is past its time.
 const TEND_AUDIT: Duration = Duration::from_secs(6 * 3600);
+/// How often deletions of versions are looked for that another gateway began and did not end.
+const FINISH_DELETIONS: Duration = Duration::from_secs(3600);
 /// How often the bytes in datastores are counted.
 const COUNT_AGAIN: Duration = Duration::from_secs(300);
 
@@ -168,6 +170,7 @@ impl Gateway {
         gateway.ship_pending();
         gateway.keep_house();
         gateway.resume_jobs().await;
+        gateway.handle.spawn(Arc::clone(&gateway).finish_deletions());
         Ok(gateway)
     }
 
@@ -237,6 +240,7 @@ impl Gateway {
         self.every(jobs::LOOK, Self::tend_jobs);
         self.every(FILL_POOLS, Self::fill_pools);
         self.every(TEND_AUDIT, Self::tend_audit);
+        self.every(FINISH_DELETIONS, Self::finish_deletions);
         self.every(TRY_AGAIN, |gateway| async move {
             // Another gateway may have added one, or taken one into maintenance.
             if let Err(error) = gateway.open_datastores().await {

@@ -102,7 +102,10 @@ impl Gateway {
         volume.owner_elsewhere().await?.map_or(Ok(()), |gateway| {
             Err(Error::conflict("open-elsewhere", format!("the gateway {gateway} has it open"))
                 .on(clone.name.as_str())
-                .hint(format!("if that gateway is gone, or does nothing with it: clonegate clone take-over {}", clone.name)))
+                .hint(format!(
+                    "if that gateway is gone, or does nothing with it: clonegate clone take-over {}",
+                    clone.name
+                )))
         })
     }
 

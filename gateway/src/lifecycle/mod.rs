@@ -1,7 +1,7 @@
 //! What happens to templates, bases and clones: the order of store operations that makes each verb crash-safe.
 
-pub mod advisor;
 mod adoption;
+pub mod advisor;
 mod audit;
 mod capacity;
 mod clones;

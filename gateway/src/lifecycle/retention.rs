@@ -90,6 +90,24 @@ impl Gateway {
         };
         let free = template.state.versions.iter().rev().filter(|v| v.state == VersionState::Sealed);
         let free = free.map(|v| v.number).filter(|n| template.state.published != Some(*n) && !used(*n));
-        Ok(free.skip(keep as usize).collect())
+        // Those whose deletion was cut short are not kept, whatever they are numbered.
+        let cut = template.state.versions.iter().filter(|v| v.state == VersionState::Deleting).map(|v| v.number);
+        Ok(free.skip(keep as usize).chain(cut).collect())
+    }
+
+    /// Goes on with deletions of versions that a crash has cut. Done by two gateways at once it does no harm.
+    pub(super) async fn finish_deletions(self: Arc<Self>) {
+        let templates = match self.catalog.list::<TemplateEntry>().await {
+            Ok(templates) => templates,
+            Err(error) => {
+                tracing::debug!(%error, "templates are not looked at now");
+                return;
+            }
+        };
+        for template in templates {
+            let cut = template.state.versions.iter().filter(|v| v.state == VersionState::Deleting);
+            let cut: Vec<u32> = cut.map(|v| v.number).collect();
+            self.delete_versions(&template.name, &cut).await;
+        }
     }
 }

@@ -11,8 +11,8 @@ use clonegate_core::{Error, Result};
 use futures::TryStreamExt;
 use tokio::io::AsyncWriteExt;
 
-use super::gateway::Gateway;
 use super::datastores::Datastore;
+use super::gateway::Gateway;
 use super::templates::{NewVersion, Seal, unknown_version};
 use super::views::{TemplateView, ToTemplate};
 use crate::base::{Base, BaseDevice};
@@ -131,12 +131,7 @@ impl Gateway {
     }
 
     /// Looks into a version, writes down what is found, and seals it when that is nothing or `force` says so.
-    async fn seal(
-        &self,
-        name: &Name,
-        version: &TemplateVersion,
-        force: bool,
-    ) -> Result<Named<TemplateEntry>> {
+    async fn seal(&self, name: &Name, version: &TemplateVersion, force: bool) -> Result<Named<TemplateEntry>> {
         let datastore = self.datastores.get(&version.datastore)?;
         let base = {
             let _making = datastore.making.lock().await;

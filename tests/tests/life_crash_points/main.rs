@@ -72,6 +72,7 @@ async fn bystanders(gateway: &Gateway, scene: &Scene) -> Bystanders {
 
 /// Waits until no job is at work.
 async fn quiet(gateway: &Gateway) {
+    tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..6000 {
         let jobs = gateway.list_jobs(ListJobs { under_way: true, ..ListJobs::default() }).await.expect("jobs");
         if jobs.items.is_empty() {
@@ -86,7 +87,10 @@ async fn quiet(gateway: &Gateway) {
 async fn all_off(gateway: &Gateway) {
     for clone in gateway.list_clones(ListQuery::default()).await.expect("clones").items {
         gateway.take_clone_over(clone.name.as_str(), false).await.unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
-        gateway.power_clone(clone.name.as_str(), PowerEvent::Off).await.unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
+        gateway
+            .power_clone(clone.name.as_str(), PowerEvent::Off)
+            .await
+            .unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
     }
 }
 
@@ -101,18 +105,14 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
         if let Some((call, applied)) = dies_at {
             faults.die_at(begin + call, applied);
         }
-        let died = async {
-            while !faults.is_dead() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
         let acted = tokio::select! {
             acted = (scene.act)(Arc::clone(&gateway)) => Some(acted),
-            () = died => None,
+            () = faults.died() => None,
         };
         // What the verb left to be done behind the caller's back.
-        if !faults.is_dead() {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            () = faults.died() => {}
         }
         let acknowledged = match acted {
             Some(Ok(())) => true,
@@ -129,6 +129,8 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
         // The same host comes back, or another takes over.
         let number = if dies_at.is_some_and(|(call, _)| call % 2 == 1) { 2 } else { 1 };
         let gateway = stores.gateway(number, &Faults::none()).await.expect("a gateway starts");
+        // What another gateway left is gone on with once it has stood still for a while.
+        tokio::time::sleep(Duration::from_secs(if number == 1 { 1 } else { 90 })).await;
         quiet(&gateway).await;
         all_off(&gateway).await;
         clean(&gateway, &at).await;
@@ -138,8 +140,7 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
             (scene.act)(Arc::clone(&gateway)).await.unwrap_or_else(|e| panic!("{at}: not again: {e:?}"));
             quiet(&gateway).await;
             assert!((scene.done)(Arc::clone(&gateway)).await, "{at}: done again, and not done");
-            let found = gateway.fsck(false, Some(0), false).await.expect("no faults").findings;
-            assert!(found.is_empty(), "{at}, after it was done again: {found:?}");
+            clean(&gateway, &at).await;
         }
         assert!(bystanders(&gateway, scene).await == *before, "{at}: somebody else's bytes or identity changed");
     });
@@ -191,7 +192,7 @@ fn die_everywhere(all: &[Scene]) {
     }
     assert!(wrong == 0, "{wrong} of {points} crash points went wrong");
     println!("crash points: {points}; nothing half done, nothing of others changed");
-    assert!(only.is_some() || points >= 40, "{points} crash points test little");
+    assert!(only.is_some() || points >= 100, "{points} crash points test little");
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use clonegate::lifecycle::Gateway;
 use clonegate::lifecycle::views::{
-    ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, DurabilityView, HostKeys, IdentitySpec,
-    ImportTemplate, JobStateView, PowerEvent, Rebalance, RenewIdentity, RolloutAction, SetIdentity, Started, TemplateView,
-    ToTemplate, UpdateClones,
+    ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, DurabilityView, HostKeys,
+    IdentitySpec, ImportTemplate, JobStateView, PowerEvent, Rebalance, RenewIdentity, RolloutAction, SetIdentity,
+    Started, TemplateView, ToTemplate, UpdateClones,
 };
 use clonegate_core::{ErrorKind, Result};
 use clonegate_tests::lab::{image, import, read, write};
@@ -170,46 +170,32 @@ pub(super) const CLONES: &[Scene] = &[
         async |g: G| g.create_clones(order("n", None), false).await.map(drop),
         async |g: G| all_or_none(&g, &["n"]).await
     ),
-    scene!(
-        "clone delete",
-        nothing,
-        async |g: G| g.delete_clone("c", false).await.map(drop),
-        async |g: G| {
-            let gone = find(&g, "c").await.is_none();
-            if !gone {
-                assert!(wrote(&g, "c").await);
-                assert_eq!(g.show_identity("c").await.unwrap().kept, "plain");
-            }
-            let held = g.show_disk("d").await.unwrap().clone;
-            assert_eq!(held.is_none(), gone, "its disk: {held:?}");
-            gone
+    scene!("clone delete", nothing, async |g: G| g.delete_clone("c", false).await.map(drop), async |g: G| {
+        let gone = find(&g, "c").await.is_none();
+        if !gone {
+            assert!(wrote(&g, "c").await);
+            assert_eq!(g.show_identity("c").await.unwrap().kept, "plain");
         }
-    ),
-    scene!(
-        "reset",
-        nothing,
-        async |g: G| g.reset_clone("c", false).await.map(drop),
-        async |g: G| !wrote(&g, "c").await
-    ),
+        let held = g.show_disk("d").await.unwrap().clone;
+        assert_eq!(held.is_none(), gone, "its disk: {held:?}");
+        gone
+    }),
+    scene!("reset", nothing, async |g: G| g.reset_clone("c", false).await.map(drop), async |g: G| !wrote(&g, "c")
+        .await),
     scene!(
         "undo of a reset",
         async |g: G| drop(g.reset_clone("c", false).await.unwrap()),
         async |g: G| g.undo_clone("c", false).await.map(drop),
         async |g: G| wrote(&g, "c").await
     ),
-    scene!(
-        "snapshot",
-        nothing,
-        async |g: G| g.snapshot_clone("c", "s").await.map(drop),
-        async |g: G| {
-            assert!(wrote(&g, "c").await);
-            let kept = g.list_snapshots("c").await.unwrap().len() == 1;
-            if kept {
-                assert_eq!(read(&g, "c@s", 8192).await, *b"cccc");
-            }
-            kept
+    scene!("snapshot", nothing, async |g: G| g.snapshot_clone("c", "s").await.map(drop), async |g: G| {
+        assert!(wrote(&g, "c").await);
+        let kept = g.list_snapshots("c").await.unwrap().len() == 1;
+        if kept {
+            assert_eq!(read(&g, "c@s", 8192).await, *b"cccc");
         }
-    ),
+        kept
+    }),
     scene!(
         "restore",
         async |g: G| {
@@ -264,16 +250,11 @@ pub(super) const TEMPLATES: &[Scene] = &[
             true
         }
     ),
-    scene!(
-        "publish",
-        nothing,
-        async |g: G| g.publish_template("t", 2).await.map(drop),
-        async |g: G| {
-            let published = template(&g).await.published.expect("one is");
-            assert_eq!(u32::from(bytes(&g, "template/t").await[0]), published);
-            published == 2
-        }
-    ),
+    scene!("publish", nothing, async |g: G| g.publish_template("t", 2).await.map(drop), async |g: G| {
+        let published = template(&g).await.published.expect("one is");
+        assert_eq!(u32::from(bytes(&g, "template/t").await[0]), published);
+        published == 2
+    }),
     scene!(
         "roll back of a template",
         async |g: G| drop(g.publish_template("t", 2).await.unwrap()),
@@ -407,7 +388,8 @@ pub(super) const UPDATES: &[Scene] = &[
 ];
 
 fn pool() -> CreatePool {
-    serde_json::from_value(serde_json::json!({ "name": "p", "template": "t", "size": 4, "durability": "object" })).unwrap()
+    serde_json::from_value(serde_json::json!({ "name": "p", "template": "t", "size": 4, "durability": "object" }))
+        .unwrap()
 }
 
 /// Clones of the pool, after what a gateway does for pools by itself.
@@ -433,38 +415,22 @@ async fn has_pool(g: G) {
 }
 
 pub(super) const POOLS: &[Scene] = &[
-    scene!(
-        "pool create",
-        nothing,
-        async |g: G| g.create_pool(pool(), false).await.map(drop),
-        async |g: G| {
-            let members = members(&g).await;
-            assert!(matches!(members, None | Some(4)), "{members:?}");
-            members.is_some()
-        }
-    ),
-    scene!(
-        "pool scale up",
-        has_pool,
-        async |g: G| g.scale_pool("p", 6_u32, false).await.map(drop),
-        async |g: G| members(&g).await == Some(6)
-    ),
-    scene!(
-        "pool scale down",
-        has_pool,
-        async |g: G| g.scale_pool("p", 2_u32, false).await.map(drop),
-        async |g: G| members(&g).await == Some(2)
-    ),
-    scene!(
-        "pool delete",
-        has_pool,
-        async |g: G| g.delete_pool("p", false, false).await.map(drop),
-        async |g: G| {
-            let members = members(&g).await;
-            assert!(matches!(members, None | Some(4)), "{members:?}");
-            members.is_none()
-        }
-    ),
+    scene!("pool create", nothing, async |g: G| g.create_pool(pool(), false).await.map(drop), async |g: G| {
+        let members = members(&g).await;
+        assert!(matches!(members, None | Some(4)), "{members:?}");
+        members.is_some()
+    }),
+    scene!("pool scale up", has_pool, async |g: G| g.scale_pool("p", 6_u32, false).await.map(drop), async |g: G| {
+        members(&g).await == Some(6)
+    }),
+    scene!("pool scale down", has_pool, async |g: G| g.scale_pool("p", 2_u32, false).await.map(drop), async |g: G| {
+        members(&g).await == Some(2)
+    }),
+    scene!("pool delete", has_pool, async |g: G| g.delete_pool("p", false, false).await.map(drop), async |g: G| {
+        let members = members(&g).await;
+        assert!(matches!(members, None | Some(4)), "{members:?}");
+        members.is_none()
+    }),
     scene!(
         "allocate and release",
         has_pool,
@@ -564,12 +530,10 @@ pub(super) const DISKS: &[Scene] = &[
             there
         }
     ),
-    scene!(
-        "disk detach",
-        nothing,
-        async |g: G| g.detach_disk("d", false).await.map(drop),
-        async |g: G| of_disk(&g).await.clone.is_none()
-    ),
+    scene!("disk detach", nothing, async |g: G| g.detach_disk("d", false).await.map(drop), async |g: G| of_disk(&g)
+        .await
+        .clone
+        .is_none()),
     scene!(
         "disk attach",
         async |g: G| drop(g.detach_disk("d", false).await.unwrap()),
@@ -596,16 +560,11 @@ pub(super) const DISKS: &[Scene] = &[
         },
         true
     ),
-    scene!(
-        "identity set",
-        nothing,
-        async |g: G| g.set_identity("e", spec(), false).await.map(drop),
-        async |g: G| {
-            let kept = g.show_identity("e").await.unwrap();
-            bytes(&g, "e@identity").await;
-            kept.kept != "derived"
-        }
-    ),
+    scene!("identity set", nothing, async |g: G| g.set_identity("e", spec(), false).await.map(drop), async |g: G| {
+        let kept = g.show_identity("e").await.unwrap();
+        bytes(&g, "e@identity").await;
+        kept.kept != "derived"
+    }),
     scene!(
         "identity renew",
         nothing,
@@ -616,12 +575,12 @@ pub(super) const DISKS: &[Scene] = &[
             identity.generation == 2
         }
     ),
-    scene!(
-        "identity clear",
-        nothing,
-        async |g: G| g.clear_identity("c", false).await.map(drop),
-        async |g: G| g.show_identity("c").await.unwrap().kept == "derived"
-    ),
+    scene!("identity clear", nothing, async |g: G| g.clear_identity("c", false).await.map(drop), async |g: G| g
+        .show_identity("c")
+        .await
+        .unwrap()
+        .kept
+        == "derived"),
     scene!(
         "template identity set",
         nothing,
