@@ -38,7 +38,7 @@ struct Scene {
 }
 
 /// Most crash points of one verb when nobody asks for more.
-const POINTS_USUAL: u64 = 40;
+const POINTS_USUAL: u64 = 120;
 
 fn long() -> u64 {
     std::env::var("CLONEGATE_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
