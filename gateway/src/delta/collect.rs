@@ -8,8 +8,10 @@ use std::collections::{HashMap, HashSet};
 
 use clonegate_core::format::log::{Change, ObjectName, Position};
 use clonegate_core::limits::UNLINK_OBJECTS_MAX;
+use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{ErrorKind, Result};
 use futures::{FutureExt, StreamExt, stream};
+use std::time::Duration;
 use tokio::time::Instant;
 
 use super::load::{Listing, read_checkpoint, read_head};
@@ -22,6 +24,10 @@ use crate::store::Store;
 const IN_FLIGHT: usize = 16;
 /// A record without blocks is not larger than this: it may be a poison record.
 const SMALL_BYTES: u64 = 4096;
+/// Garbage may wait for its whole grace as long as it is less than this, or less than what the volume needs; above that it
+/// waits for [`GRACE_SHORT`], which is enough for a reader to look at the log: a disk must not fill with it.
+const WAITING_BYTES_MAX: u64 = 256 << 20;
+const GRACE_SHORT: Duration = Duration::from_secs(60);
 
 /// What a collector remembers from one run to the next.
 #[derive(Debug, Default)]
@@ -73,7 +79,7 @@ pub async fn garbage(
     state: &LogState,
     at: Position,
     stored: &Needed,
-    grace: std::time::Duration,
+    grace: Duration,
     memory: &mut Memory,
 ) -> Result<Vec<ObjectName>> {
     let listing = Listing::read(store, state.clone).await?;
@@ -124,6 +130,10 @@ pub async fn garbage(
         dead.push(ObjectName::Log(*position));
     }
     dead.retain(|name| !live.contains(name));
+    let bytes: HashMap<ObjectName, u64> = listing.sizes().collect();
+    let waiting: u64 = dead.iter().filter_map(|name| bytes.get(name)).sum();
+    let needed = state.image.map.data_blocks() * BLOCK_BYTES;
+    let grace = if waiting > needed.max(WAITING_BYTES_MAX) { grace.min(GRACE_SHORT) } else { grace };
     let now = Instant::now();
     let known: HashSet<ObjectName> = dead.iter().copied().collect();
     memory.since.retain(|name, _| known.contains(name));

@@ -54,7 +54,15 @@ pub fn live_frames(state: &LogState) -> HashMap<u32, u64> {
     live
 }
 
-/// What one segment can take of what is worth folding; `least` objects at least, unless a lot of space comes back.
+/// Whether it is worth while to fold a volume that rests: more than a fifth of what it needs, and `slack` blocks, are dead.
+pub fn is_wasteful(state: &LogState, slack: u64) -> bool {
+    let stored: u64 = state.objects.iter().map(|(_, object)| u64::from(object.facts.frames)).sum();
+    let live = state.image.map.data_blocks();
+    stored > live + live / 5 + slack
+}
+
+/// What one segment can take of what is worth folding while the volume is written: `least` objects at least, unless a lot of
+/// space comes back. What is written over in the meantime need not be folded, so it waits.
 pub fn plan(state: &LogState, least: usize) -> Option<FoldPlan> {
     let live = live_frames(state);
     let (mut candidates, mut dead) = (Vec::new(), 0);
@@ -71,6 +79,40 @@ pub fn plan(state: &LogState, least: usize) -> Option<FoldPlan> {
         return None;
     }
     candidates.sort_unstable();
+    choose(state, candidates)
+}
+
+/// What one segment can take of a volume that rests: the objects that are dead for the most part first, until a tenth of what
+/// it needs, and `slack` blocks, are dead at most.
+pub fn plan_at_rest(state: &LogState, slack: u64) -> Option<FoldPlan> {
+    let live = live_frames(state);
+    let all: u64 = live.values().sum();
+    let (mut candidates, mut dead) = (Vec::new(), 0);
+    for (index, object) in state.objects.iter() {
+        let Some(&blocks) = live.get(&index) else { continue };
+        let frames = u64::from(object.facts.frames);
+        if blocks < frames {
+            dead += frames - blocks;
+            candidates.push((blocks * 1024 / frames, blocks, frames, index));
+        }
+    }
+    if dead <= all / 5 + slack {
+        return None;
+    }
+    candidates.sort_unstable();
+    let mut chosen = Vec::new();
+    for (_, blocks, frames, index) in candidates {
+        if dead <= all / 10 + slack / 2 {
+            break;
+        }
+        dead -= frames - blocks;
+        chosen.push((blocks, index));
+    }
+    choose(state, chosen)
+}
+
+/// The first of these objects, each with its live blocks, as far as one segment goes.
+fn choose(state: &LogState, candidates: Vec<(u64, u32)>) -> Option<FoldPlan> {
     let (mut blocks, mut chosen) = (0, HashMap::new());
     for (live, index) in candidates {
         if blocks + live > u64::from(SEGMENT_BLOCKS_MAX) {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use clonegate_core::format::clone::CloneRecord;
-use clonegate_core::format::log::{Change, CommitHead, Head, Position, decode_head};
+use clonegate_core::format::log::{Change, CommitHead, Head, ObjectName, Position, decode_head};
 use clonegate_core::ids::{CloneId, Epoch, Sequence};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, ErrorKind, Result};
@@ -70,6 +70,14 @@ impl Listing {
         listing.checkpoints.sort_unstable();
         listing.segments.sort_unstable();
         Ok(listing)
+    }
+
+    /// Names and sizes of the records, checkpoints and segments.
+    pub fn sizes(&self) -> impl Iterator<Item = (ObjectName, u64)> + '_ {
+        let logs = self.logs.iter().map(|(at, size)| (ObjectName::Log(*at), *size));
+        let checkpoints = self.checkpoints.iter().map(|(at, size)| (ObjectName::Checkpoint(*at), *size));
+        let segments = self.segments.iter().map(|(epoch, n, size)| (ObjectName::Segment(*epoch, *n), *size));
+        logs.chain(checkpoints).chain(segments)
     }
 
     /// The highest epoch that anything speaks of.

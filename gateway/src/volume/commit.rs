@@ -75,7 +75,7 @@ pub(super) struct Done {
 pub(super) struct Committer {
     pub(super) core: Arc<Core>,
     commands: mpsc::UnboundedReceiver<Command>,
-    in_flight: FuturesOrdered<BoxFuture<'static, Result<Done>>>,
+    pub(super) in_flight: FuturesOrdered<BoxFuture<'static, Result<Done>>>,
     /// Parts of a large batch that wait for their turn.
     parts: VecDeque<Commit>,
     /// Where the next record goes.
@@ -199,7 +199,8 @@ impl Committer {
 
     /// When upkeep is to be looked at even if nothing happens.
     fn look(&self) -> Option<Instant> {
-        self.house.as_ref().and_then(|house| house.look)
+        let house = self.house.as_ref()?;
+        [house.look, house.rests].into_iter().flatten().min()
     }
 
     /// When accepted writes are due to be sent even if nobody asks.
@@ -387,8 +388,13 @@ impl Committer {
 
     /// Puts one record that carries no blocks, alone, and applies it.
     pub(super) async fn put_alone(&mut self, record: CommitRecord, upto: u64) -> Result<()> {
-        self.begin(Commit { record, runs: Vec::new(), newest: upto, upto, room: Room::default() })?;
+        self.begin_alone(record, upto)?;
         self.settle().await
+    }
+
+    /// Sends a record off that carries no blocks.
+    pub(super) fn begin_alone(&mut self, record: CommitRecord, upto: u64) -> Result<()> {
+        self.begin(Commit { record, runs: Vec::new(), newest: upto, upto, room: Room::default() })
     }
 
     async fn close(&mut self) -> Result<()> {

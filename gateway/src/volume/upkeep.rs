@@ -3,6 +3,9 @@
 //! The order makes it crash-safe. A segment is put before the checkpoint that names it; the states that are kept have
 //! their checkpoints before the present one; garbage is looked for only behind a checkpoint of our own epoch; and it is
 //! deleted only after the `unlink` record that names it was accepted.
+//!
+//! While a volume is written, little is folded: most of it would be written over. When it has rested for a while, it is
+//! folded until little of what it keeps in the store is dead; then it is left alone and costs no more requests.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,11 +14,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use clonegate_core::format::checkpoint::CheckpointRecord;
 use clonegate_core::format::log::{Change, ObjectName, Position};
+use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{Error, Result};
 use tokio::time::Instant;
 
 use super::commit::Committer;
 use super::core::Core;
+use crate::delta::DeltaSettings;
 use crate::delta::collect::{self, Memory, Needed};
 use crate::delta::fold;
 use crate::delta::load::read_checkpoint;
@@ -30,6 +35,9 @@ const LEFTOVERS: usize = 64;
 /// After a failure, and while garbage waits for its grace, upkeep is looked at after this time.
 const AGAIN: Duration = Duration::from_secs(30);
 
+/// A volume whose bytes did not change for so long is at rest.
+const REST: Duration = Duration::from_secs(45);
+
 /// What upkeep remembers from one round to the next.
 #[derive(Debug)]
 pub(super) struct House {
@@ -37,18 +45,67 @@ pub(super) struct House {
     memory: Memory,
     pub(super) wanted: bool,
     pub(super) look: Option<Instant>,
+    /// The change of the volume that was seen last, and when it has rested since long enough.
+    change: u64,
+    pub(super) rests: Option<Instant>,
+    /// It rests, and is to be folded.
+    resting: bool,
+    /// The checkpoint of the last round.
+    last: Option<Last>,
+}
+
+/// A checkpoint that is in the store.
+#[derive(Debug)]
+struct Last {
+    at: Position,
+    needed: Needed,
+    kept: Vec<Position>,
+    /// Records of upkeep itself since then: they change nothing that would call for the next.
+    own_records: u64,
 }
 
 impl House {
     pub(super) fn new(leftovers: usize) -> Self {
-        Self { segments: 0, memory: Memory::default(), wanted: leftovers >= LEFTOVERS, look: None }
+        Self {
+            segments: 0,
+            memory: Memory::default(),
+            wanted: leftovers >= LEFTOVERS,
+            look: None,
+            change: 0,
+            rests: None,
+            resting: false,
+            last: None,
+        }
+    }
+
+    /// The last checkpoint, when it says all that there is to say of the present state.
+    fn last_if_same(&self, log: &LogState) -> bool {
+        let unwritten = log.kept.iter().any(|k| k.unwritten.is_some());
+        let same = |last: &Last| {
+            log.records_since <= last.own_records && last.kept.iter().eq(log.kept.iter().map(|k| &k.kept.at))
+        };
+        !unwritten && self.last.as_ref().is_some_and(same)
     }
 }
 
 /// A round of upkeep that came to its end.
 pub(super) struct Round {
     house: House,
-    result: Result<Vec<ObjectName>>,
+    result: Result<Swept>,
+}
+
+/// What a round came to.
+#[derive(Debug, Default)]
+struct Swept {
+    /// A segment was written.
+    folded: bool,
+    /// What may be deleted.
+    garbage: Vec<ObjectName>,
+}
+
+/// Dead blocks that are not worth a fold, however little else there is.
+fn slack(settings: &DeltaSettings) -> u64 {
+    settings.checkpoint_bytes / BLOCK_BYTES / 64
 }
 
 /// Whether so much lies behind the last checkpoint that the next is due.
@@ -64,13 +121,37 @@ impl Committer {
     pub(super) fn begin_upkeep(&mut self) {
         let Some(mut house) = self.house.take() else { return };
         let settings = &self.core.engine.settings;
-        let due = {
+        let now = Instant::now();
+        let (due, wasteful, hung) = {
             let state = self.core.state.read();
-            checkpoint_due(&state.log, settings.checkpoint_records, settings.checkpoint_bytes)
+            if house.change != state.log.change {
+                house.change = state.log.change;
+                house.rests = Some(now + REST);
+                house.resting = false;
+            }
+            let rests = house.rests.is_some_and(|at| at <= now);
+            house.rests = house.rests.filter(|_| !rests);
+            let asked = rests || house.resting || !self.tending.is_empty();
+            let due = checkpoint_due(&state.log, settings.checkpoint_records, settings.checkpoint_bytes);
+            (due, asked && fold::is_wasteful(&state.log, slack(settings)), state.log.at == state.log.checkpoint)
         };
-        let look = house.look.is_some_and(|at| at <= Instant::now());
+        house.resting = wasteful;
+        if wasteful && hung {
+            // A moment that is past would wake the committer over and over while the record is on its way.
+            house.wanted |= house.look.take_if(|at| *at <= now).is_some();
+            // A checkpoint has a record of its own to stand at.
+            if self.in_flight.is_empty() {
+                let (record, upto) = self.record(Change::Unlink { objects: Vec::new() }, 0, None);
+                if let Err(error) = self.begin_alone(record, upto) {
+                    tracing::warn!(clone = %self.core.record.name, %error, "upkeep of the delta cannot begin");
+                }
+            }
+            self.house = Some(house);
+            return;
+        }
+        let look = house.look.is_some_and(|at| at <= now);
         let pausing = house.look.is_some() && !look && !house.wanted;
-        if self.tending.is_empty() && !(house.wanted || look || (due && !pausing)) {
+        if self.tending.is_empty() && !(house.wanted || look || wasteful || (due && !pausing)) {
             self.house = Some(house);
             return;
         }
@@ -78,8 +159,9 @@ impl Committer {
         house.wanted = false;
         house.look = None;
         let core = Arc::clone(&self.core);
+        let thorough = !self.tended.is_empty();
         self.upkeep = Some(Box::pin(async move {
-            let result = round(&core, &mut house).await;
+            let result = round(&core, &mut house, thorough).await;
             Round { house, result }
         }));
     }
@@ -89,6 +171,9 @@ impl Committer {
         self.upkeep = None;
         let Round { mut house, result } = round;
         let told = result.as_ref().map(drop).map_err(Clone::clone);
+        // What was folded so far may not be all, and what rests meanwhile may be wasteful no more.
+        house.resting &= result.as_ref().is_ok_and(|done| done.folded);
+        let result = result.map(|done| done.garbage);
         let waits = house.memory.waits() || self.core.state.read().log.kept(None).is_some();
         match result {
             Ok(garbage) if garbage.is_empty() => house.look = waits.then(|| Instant::now() + AGAIN),
@@ -97,6 +182,9 @@ impl Committer {
                 self.settle().await?;
                 let (record, upto) = self.record(Change::Unlink { objects: objects.clone() }, 0, None);
                 self.put_alone(record, upto).await?;
+                if let Some(last) = &mut house.last {
+                    last.own_records += 1;
+                }
                 let core = Arc::clone(&self.core);
                 let asked = std::mem::take(&mut self.tended);
                 // What it does not finish is garbage again.
@@ -116,36 +204,47 @@ impl Committer {
     }
 }
 
-/// One round. Gives back the garbage that may be deleted.
-async fn round(core: &Arc<Core>, house: &mut House) -> Result<Vec<ObjectName>> {
+/// One round. Gives back the garbage that may be deleted. A `thorough` one looks for it even if there should be none.
+async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Swept> {
     let _turn = core.engine.upkeep.acquire().await.map_err(|_| super::read::stopping())?;
     let settings = &core.engine.settings;
     let epoch = core.state.read().log.at.map(|at| at.epoch);
-    let Some(epoch) = epoch else { return Ok(Vec::new()) };
+    let Some(epoch) = epoch else { return Ok(Swept::default()) };
     let least = usize::try_from(settings.checkpoint_records / 2).unwrap_or(usize::MAX);
+    let mut swept = Swept::default();
     for _ in 0..FOLDS_MAX {
         let state = core.state.read().log.clone();
-        let Some(plan) = fold::plan(&state, least) else { break };
+        let plan = match house.resting {
+            true => fold::plan_at_rest(&state, slack(settings)),
+            false => fold::plan(&state, least),
+        };
+        let Some(plan) = plan else { break };
         house.segments += 1;
         let folded = fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, house.segments).await?;
         core.state.write().log.adopt_fold(&folded);
+        swept.folded = true;
     }
-    let (at, stored) = checkpoint(core).await?;
+    let now = core.engine.clock.now_ms();
+    core.state.write().log.kept.retain(|k| k.kept.until_ms == 0 || k.kept.until_ms > now);
+    let same = !swept.folded && house.last_if_same(&core.state.read().log);
+    if same && !house.memory.waits() && !thorough {
+        return Ok(swept);
+    }
+    if !same {
+        house.last = Some(checkpoint(core).await?);
+    }
+    let Some(last) = &house.last else { return Ok(swept) };
     let state = core.state.read().log.clone();
-    let dead = collect::garbage(&core.store, &state, at, &stored, settings.grace, &mut house.memory).await?;
+    let (at, needed) = (last.at, &last.needed);
+    swept.garbage = collect::garbage(&core.store, &state, at, needed, settings.grace, &mut house.memory).await?;
     forget_objects(core, &state);
-    Ok(dead)
+    Ok(swept)
 }
 
 /// Puts the checkpoints that are due: those of kept states, oldest first, then that of the present one. Says where it is
 /// and what it needs.
-async fn checkpoint(core: &Arc<Core>) -> Result<(Position, Needed)> {
-    let now = core.engine.clock.now_ms();
-    let state = {
-        let mut state = core.state.write();
-        state.log.kept.retain(|k| k.kept.until_ms == 0 || k.kept.until_ms > now);
-        state.log.clone()
-    };
+async fn checkpoint(core: &Arc<Core>) -> Result<Last> {
+    let state = core.state.read().log.clone();
     for kept in &state.kept {
         let (Some(record), Some(image)) = (&kept.unwritten, &kept.image) else { continue };
         let record = CheckpointRecord { nonce: core.engine.clock.nonce(), ..CheckpointRecord::clone(record) };
@@ -158,13 +257,13 @@ async fn checkpoint(core: &Arc<Core>) -> Result<(Position, Needed)> {
     }
     let at = state.at.ok_or_else(|| Error::internal("no-open", "upkeep before the first record"))?;
     let record = state.checkpoint_record(at, core.engine.clock.nonce());
-    let (size, stored) = put(core, &state, record, &state.image).await?;
+    let (size, needed) = put(core, &state, record, &state.image).await?;
     let mut now = core.state.write();
     now.log.checkpoint = Some(at);
     now.log.checkpoint_bytes = size;
     now.log.records_since -= state.records_since.min(now.log.records_since);
     now.log.bytes_since -= state.bytes_since.min(now.log.bytes_since);
-    Ok((at, stored))
+    Ok(Last { at, needed, kept: state.kept.iter().map(|k| k.kept.at).collect(), own_records: 0 })
 }
 
 /// Puts one checkpoint. When there is one of that place already, by an attempt of which we never heard or by an earlier

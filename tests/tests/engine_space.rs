@@ -1,0 +1,168 @@
+//! What a delta costs in the store: what stays of it after writes have come to rest, and the requests on the way there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clonegate::clock::Clock;
+use clonegate::delta::DeltaSettings;
+use clonegate::device::{Device, WriteOptions};
+use clonegate::store::{Operation, keys};
+use clonegate::volume::Volume;
+use clonegate_core::format::clone::Durability;
+use clonegate_core::units::ByteRange;
+use clonegate_tests::faults::Faults;
+use clonegate_tests::sim::{SimGateway, World, runtime};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 24 * MIB;
+
+/// A world with the settings of production, but a grace of two minutes.
+fn world(durability: Durability) -> World {
+    let mut world = World::new(7, durability, SIZE);
+    world.settings = DeltaSettings { grace: Duration::from_secs(120), ..DeltaSettings::default() };
+    world
+}
+
+fn run<T>(durability: Durability, test: impl AsyncFnOnce(&World, &SimGateway, &Arc<Volume>) -> T) -> T {
+    let mut world = world(durability);
+    let directory = tempfile::tempdir().unwrap();
+    let journal = (durability == Durability::Local).then(|| directory.path().join("journal"));
+    let runtime = runtime();
+    world.clock = runtime.block_on(async { Clock::simulated(7) });
+    runtime.block_on(async {
+        let gateway = world.gateway(1, &Faults::none(), journal.as_deref()).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        test(&world, &gateway, &volume).await
+    })
+}
+
+async fn write(volume: &Volume, block: u64, fill: u8) {
+    volume.write(block * 4096, Bytes::from(vec![fill; 4096]), WriteOptions::default()).await.unwrap();
+}
+
+async fn stored(world: &World) -> u64 {
+    world.store().list(&keys::clone_dir(world.record.id)).await.unwrap().iter().map(|object| object.size).sum()
+}
+
+fn put(gateway: &SimGateway) -> (u64, u64) {
+    let count = gateway.store.counts().of(Operation::Put);
+    (count.requests, count.bytes)
+}
+
+/// Random writes that go over everything several times, with a flush now and then; afterwards the bytes of each block.
+async fn write_at_random(volume: &Volume, random: &mut StdRng, bytes: u64) -> Vec<Option<u8>> {
+    let blocks = SIZE / 4096;
+    let mut model = vec![None; usize::try_from(blocks).unwrap()];
+    for n in 0..bytes / 4096 {
+        // A working set, as desktops have: most writes go to a fifth of the volume.
+        let hot = random.random_range(0..10u32) < 7;
+        let block = random.random_range(0..if hot { blocks / 5 } else { blocks });
+        let fill = u8::try_from(n % 251).unwrap();
+        write(volume, block, fill).await;
+        model[usize::try_from(block).unwrap()] = Some(fill);
+        if n % 97 == 0 {
+            volume.flush().await.unwrap();
+        }
+        if n % 16 == 0 {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..20))).await;
+        }
+    }
+    volume.flush().await.unwrap();
+    model
+}
+
+fn random_writes_cost_at_most_1_3_times_what_is_live(durability: Durability) {
+    run(durability, async |world, gateway, volume| {
+        let mut random = StdRng::seed_from_u64(3);
+        let guest = 4 * SIZE;
+        let model = write_at_random(volume, &mut random, guest).await;
+        let live = 4096 * model.iter().filter(|block| block.is_some()).count() as u64;
+        let busy = stored(world).await;
+        // Nobody asks for it: it comes to rest by itself.
+        tokio::time::sleep(Duration::from_secs(900)).await;
+        let rest = stored(world).await;
+        let (_, sent) = put(gateway);
+        println!(
+            "{durability:?}: {} MiB live of {} MiB written; stored at the last write {} % of what is live, at rest {} %; sent {} % of \
+             what was written",
+            live / MIB,
+            guest / MIB,
+            busy * 100 / live,
+            rest * 100 / live,
+            sent * 100 / guest,
+        );
+        assert!(rest * 10 <= live * 13, "{rest} bytes are stored of {live} live ones");
+        for (n, block) in model.iter().enumerate().filter_map(|(n, block)| Some((n as u64, (*block)?))) {
+            let read = volume.read(ByteRange::new(n * 4096, (n + 1) * 4096)).await.unwrap().concat();
+            assert!(read.iter().all(|byte| *byte == block), "block {n}");
+        }
+        // And then it is left alone.
+        let before = gateway.store.counts().requests();
+        tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+        assert_eq!(gateway.store.counts().requests(), before, "a volume at rest asks nothing of the store");
+        assert_eq!(stored(world).await, rest);
+    });
+}
+
+#[test]
+fn random_writes_to_an_object_clone_leave_at_most_1_3_times_what_is_live() {
+    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Object);
+}
+
+#[test]
+fn random_writes_to_a_local_clone_leave_at_most_1_3_times_what_is_live() {
+    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Local);
+}
+
+#[test]
+fn a_flush_of_an_object_clone_is_one_put_and_those_of_many_share_it() {
+    run(Durability::Object, async |_, gateway, volume| {
+        volume.claim().await.unwrap();
+        let (before, _) = put(gateway);
+        for n in 0..100 {
+            write(volume, n * 3, 1).await;
+            volume.flush().await.unwrap();
+        }
+        let (alone, _) = put(gateway);
+        assert_eq!(alone - before, 100, "a flush is one request");
+        for round in 0..20 {
+            let many = (0..32).map(|n| async move {
+                write(volume, 1000 + round * 32 + n, 2).await;
+                volume.flush().await.unwrap();
+            });
+            futures::future::join_all(many).await;
+        }
+        let (together, _) = put(gateway);
+        println!("{} requests for {} flushes that came 32 at a time", together - alone, 20 * 32);
+        assert!(together - alone <= 20 * 4, "{} requests for 20 times 32 flushes at once", together - alone);
+        // Flushes with nothing to flush.
+        for _ in 0..50 {
+            volume.flush().await.unwrap();
+        }
+        assert_eq!(put(gateway).0, together);
+    });
+}
+
+#[test]
+fn garbage_does_not_wait_for_its_grace_when_there_is_too_much_of_it() {
+    let mut world = world(Durability::Object);
+    world.settings.grace = Duration::from_secs(3600);
+    let runtime = runtime();
+    world.clock = runtime.block_on(async { Clock::simulated(7) });
+    runtime.block_on(async {
+        let gateway = world.gateway(1, &Faults::none(), None).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        let piece = Bytes::from(vec![7; 4 << 20]);
+        for n in 0..140u64 {
+            volume.write(n % 3 * (4 << 20), piece.clone(), WriteOptions::default()).await.unwrap();
+            volume.flush().await.unwrap();
+        }
+        assert!(stored(&world).await > 256 * MIB, "the load makes garbage");
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let left = stored(&world).await;
+        assert!(left < 64 * MIB, "{left} bytes are left ten minutes later, of 12 MiB live ones");
+    });
+}
