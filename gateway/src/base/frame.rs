@@ -1,6 +1,7 @@
 //! Frames of a pack: packs plain bytes, and unpacks stored bytes that are checked before and after.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use bytes::Bytes;
 use clonegate_core::format::index::{Encoding, FrameRef};
@@ -13,7 +14,6 @@ const WORTH_ONE_IN: usize = 16;
 /// Packs frames; keeps its workspace from one to the next.
 pub struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
-    scratch: Vec<u8>,
 }
 
 impl Packer {
@@ -26,19 +26,59 @@ impl Packer {
         let mut compressor = zstd::bulk::Compressor::new(level).map_err(wrong)?;
         // The length is in the index already.
         compressor.include_contentsize(false).map_err(wrong)?;
-        Ok(Self { compressor, scratch: Vec::new() })
+        Ok(Self { compressor })
     }
 
     /// `plain` as it is to be stored: compressed when that pays.
     pub fn pack(&mut self, plain: &[u8]) -> (Encoding, Vec<u8>) {
+        let mut frames = Frames::default();
+        let (encoding, at) = self.pack_into(plain, &mut frames);
+        (encoding, frames.get(at).to_vec())
+    }
+
+    /// The same, behind the frames that are there already; gives where.
+    pub fn pack_into(&mut self, plain: &[u8], frames: &mut Frames) -> (Encoding, Range<usize>) {
         let most = plain.len() - plain.len() / WORTH_ONE_IN;
-        self.scratch.clear();
-        self.scratch.reserve(most);
+        let start = frames.used;
+        let room = frames.room(plain.len());
         // A destination too small is an error here, and one of the cases in which it does not pay.
-        match self.compressor.compress_to_buffer(plain, &mut self.scratch) {
-            Ok(length) if length > 0 && length < most => (Encoding::Zstd, self.scratch.clone()),
-            _ => (Encoding::Raw, plain.to_vec()),
+        let (encoding, length) = match self.compressor.compress_to_buffer(plain, &mut room[..most]) {
+            Ok(length) if length > 0 && length < most => (Encoding::Zstd, length),
+            _ => {
+                room.copy_from_slice(plain);
+                (Encoding::Raw, plain.len())
+            }
+        };
+        frames.used = start + length;
+        (encoding, start..frames.used)
+    }
+}
+
+/// Frames one behind the other, in memory that serves again after [`Frames::clear`].
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// As long as it ever was; only the first `used` bytes are frames.
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Frames {
+    /// Forgets the frames and keeps the memory.
+    pub const fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// The bytes of a frame; none of them if it is not there.
+    pub fn get(&self, at: Range<usize>) -> &[u8] {
+        self.bytes[..self.used].get(at).unwrap_or_default()
+    }
+
+    fn room(&mut self, length: usize) -> &mut [u8] {
+        let end = self.used + length;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
         }
+        &mut self.bytes[self.used..end]
     }
 }
 
@@ -117,6 +157,23 @@ mod tests {
         assert!(encoding == Encoding::Zstd && stored.len() < 1000);
         assert_eq!(packer.pack(&noise(65536)), (Encoding::Raw, noise(65536)));
         assert_eq!(packer.pack(&[1, 2, 3]).0, Encoding::Raw);
+    }
+
+    #[test]
+    fn frames_lie_one_behind_the_other_and_their_memory_serves_again() {
+        let (mut packer, mut frames) = (Packer::new(1).unwrap(), Frames::default());
+        let plains = [b"text ".repeat(10_000), noise(4096), vec![7; 4096], noise(65536), vec![1]];
+        for _ in 0..2 {
+            let packed: Vec<_> = plains.iter().map(|plain| packer.pack_into(plain, &mut frames)).collect();
+            for ((encoding, at), plain) in packed.into_iter().zip(&plains) {
+                let stored = frames.get(at).to_vec();
+                assert_eq!((encoding, &stored), (packer.pack(plain).0, &packer.pack(plain).1));
+                assert_eq!(unpack(&stored, &frame_of(encoding, &stored), plain.len(), None).unwrap(), plain);
+            }
+            let held = frames.bytes.len();
+            frames.clear();
+            assert!(frames.get(0..1).is_empty() && frames.bytes.len() == held);
+        }
     }
 
     #[test]

@@ -1,19 +1,24 @@
 //! From pieces to batches of whole chunks, and from a batch to frames that are ready to be stored.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use clonegate_core::Result;
 use clonegate_core::format::index::Encoding;
 use clonegate_core::ids::ChunkHash;
+use parking_lot::Mutex;
 
 use super::dedup::Known;
 use super::source::{Piece, ReadAt};
-use crate::base::frame::Packer;
+use crate::base::frame::{Frames, Packer};
 
 /// Bytes in a batch, the unit of work of one thread.
 const BATCH_BYTES: usize = 1024 * 1024;
+
+/// Bytes read at a time: what is read is still in the cache of the core when it is hashed and compressed.
+const READ_BYTES: usize = 256 * 1024;
 
 /// Chunks that are worked on together, ascending.
 pub(super) enum Batch {
@@ -114,8 +119,8 @@ impl Chunker {
 pub(super) struct Done {
     pub(super) chunk: u64,
     pub(super) hash: ChunkHash,
-    /// As it is to be stored; `None` when the chunk was known already.
-    pub(super) frame: Option<(Encoding, u32, Vec<u8>)>,
+    /// As it is to be stored, its checksum, and where in [`Worked::frames`]; `None` when the chunk was known already.
+    pub(super) frame: Option<(Encoding, u32, Range<usize>)>,
 }
 
 /// A batch worked off.
@@ -125,6 +130,22 @@ pub(super) struct Worked {
     /// Bytes of the image that were read for it.
     pub(super) read_bytes: u64,
     pub(super) done: Vec<Done>,
+    pub(super) frames: Frames,
+}
+
+/// Memory of batches that were stored, for those to come: fresh memory costs a page fault for every 4 KiB.
+#[derive(Default)]
+pub(super) struct Spare(Mutex<Vec<Frames>>);
+
+impl Spare {
+    pub(super) fn give(&self, mut frames: Frames) {
+        frames.clear();
+        self.0.lock().push(frames);
+    }
+
+    fn take(&self) -> Frames {
+        self.0.lock().pop().unwrap_or_default()
+    }
 }
 
 /// What a working thread keeps from one batch to the next, so that it need not fetch fresh memory from the system for each.
@@ -139,19 +160,19 @@ thread_local! {
 }
 
 /// Reads what is to be read, drops zeroes, hashes, and compresses what is not known yet. Blocks; for a thread of its own.
-pub(super) fn work(batch: Batch, chunk_bytes: u32, level: i32, known: &Known) -> Result<Worked> {
+pub(super) fn work(batch: Batch, chunk_bytes: u32, level: i32, known: &Known, spare: &Spare) -> Result<Worked> {
     TOOLS.with_borrow_mut(|tools| {
         let tools = match tools {
             Some(tools) if tools.level == level => tools,
             other => other.insert(Tools { level, packer: Packer::new(level)?, read: Vec::new() }),
         };
-        work_with(tools, batch, chunk_bytes, known)
+        work_with(tools, batch, chunk_bytes, known, spare.take())
     })
 }
 
-fn work_with(tools: &mut Tools, batch: Batch, chunk_bytes: u32, known: &Known) -> Result<Worked> {
+fn work_with(tools: &mut Tools, batch: Batch, chunk_bytes: u32, known: &Known, frames: Frames) -> Result<Worked> {
     let Tools { packer, read, .. } = tools;
-    let mut worked = Worked { reached: 0, read_bytes: 0, done: Vec::new() };
+    let mut worked = Worked { reached: 0, read_bytes: 0, done: Vec::new(), frames };
     let mut each = |chunk: u64, plain: &[u8]| {
         worked.read_bytes += plain.len() as u64;
         worked.reached = chunk * u64::from(chunk_bytes) + plain.len() as u64;
@@ -160,18 +181,25 @@ fn work_with(tools: &mut Tools, batch: Batch, chunk_bytes: u32, known: &Known) -
         }
         let hash = ChunkHash(*blake3::hash(plain).as_bytes());
         let frame = (!known.contains(&hash)).then(|| {
-            let (encoding, stored) = packer.pack(plain);
-            (encoding, crc32c::crc32c(&stored), stored)
+            let (encoding, at) = packer.pack_into(plain, &mut worked.frames);
+            (encoding, crc32c::crc32c(worked.frames.get(at.clone())), at)
         });
         worked.done.push(Done { chunk, hash, frame });
     };
     match batch {
         Batch::Here(chunks) => chunks.iter().for_each(|(chunk, plain)| each(*chunk, plain)),
-        Batch::Stored(first, offset, length, reader) => {
-            read.resize(length, 0);
-            reader.read_at(offset, read)?;
-            for (chunk, plain) in (first..).zip(read.chunks(chunk_bytes as usize)) {
-                each(chunk, plain);
+        Batch::Stored(first, mut offset, length, reader) => {
+            let at_once = READ_BYTES.max(chunk_bytes as usize);
+            read.resize(at_once, 0);
+            let (mut left, mut chunks) = (length, first..);
+            while left > 0 {
+                let part = &mut read[..left.min(at_once)];
+                reader.read_at(offset, part)?;
+                for (plain, chunk) in part.chunks(chunk_bytes as usize).zip(&mut chunks) {
+                    each(chunk, plain);
+                }
+                left -= part.len();
+                offset += part.len() as u64;
             }
         }
     }

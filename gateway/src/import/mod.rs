@@ -5,7 +5,7 @@
 //! (holes are skipped)                    (a few threads)                             (uploads while the next fills)
 //! ```
 //!
-//! Memory is bounded whatever the size of the image: a few batches of 1 MiB, at most three packs, one page of the index, its page
+//! Memory is bounded whatever the size of the image: a few batches of 1 MiB, at most five packs, one page of the index, its page
 //! table, and a table of known chunks that stops growing. Nothing that is written is visible before the caller writes a base record that
 //! names the index, so an import that is cut leaves only packs that nothing refers to.
 //!

@@ -1,20 +1,21 @@
 //! Writes packs: one fills while those before it are uploaded.
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use clonegate_core::format::index::{Encoding, FrameRef, PageRef};
 use clonegate_core::ids::PackId;
 use clonegate_core::limits::PACK_BYTES_MAX;
 use clonegate_core::{Error, Result};
 use futures::StreamExt;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::clock::Clock;
 use crate::store::{PutNew, Store, keys};
 
-/// Bytes of a pack that is full. Half of what a pack may have: three of them are in memory at most.
-const PACK_BYTES: usize = PACK_BYTES_MAX as usize / 2;
+/// Bytes of a pack that is full. A quarter of what a pack may have: five of them are in memory at most, and little is left to be written
+/// when the last chunk is compressed.
+const PACK_BYTES: usize = PACK_BYTES_MAX as usize / 4;
 /// Packs uploaded at a time.
-const UPLOADS: usize = 2;
+const UPLOADS: usize = 4;
 
 /// Every pack of an import by its number, and the ones being written. Dropping it ends the uploads.
 pub(super) struct Packs {
@@ -23,7 +24,10 @@ pub(super) struct Packs {
     /// Packs by number; frames refer to these numbers until the index is written.
     table: Vec<PackId>,
     written: Vec<PackId>,
-    uploads: JoinSet<Result<()>>,
+    /// Each gives back the memory of its pack, unless the store still has it.
+    uploads: JoinSet<Result<Option<BytesMut>>>,
+    /// Memory of packs that are uploaded: fresh memory costs a page fault for every 4 KiB.
+    spare: Vec<BytesMut>,
     stored_bytes: u64,
     chunks: Filling,
     /// Index pages, kept together so that one GET brings many.
@@ -34,7 +38,7 @@ pub(super) struct Packs {
 struct Filling {
     /// Its number, once something is in it.
     number: Option<u32>,
-    body: Vec<u8>,
+    body: BytesMut,
 }
 
 /// Which of the two packs that are being filled.
@@ -52,6 +56,7 @@ impl Packs {
             table: Vec::new(),
             written: Vec::new(),
             uploads: JoinSet::new(),
+            spare: Vec::new(),
             stored_bytes: 0,
             chunks: Filling::default(),
             pages: Filling::default(),
@@ -83,6 +88,9 @@ impl Packs {
             None => {
                 self.table.push(fresh);
                 filling.number = Some(next);
+                if kind == Kind::Chunks {
+                    filling.body = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(PACK_BYTES));
+                }
                 next
             }
         };
@@ -104,6 +112,9 @@ impl Packs {
     /// Uploads the pack that is being filled, waiting while too many are under way.
     async fn seal(&mut self, kind: Kind) -> Result<()> {
         let Filling { number: Some(number), body } = std::mem::take(self.filling(kind)) else { return Ok(()) };
+        while let Some(ended) = self.uploads.try_join_next() {
+            self.ended(ended)?;
+        }
         while self.uploads.len() >= UPLOADS {
             self.wait_for_one().await?;
         }
@@ -111,8 +122,9 @@ impl Packs {
         self.written.push(id);
         let store = self.store.clone();
         self.uploads.spawn(async move {
-            match store.put_new(&keys::pack(id), Bytes::from(body)).await? {
-                PutNew::Created => Ok(()),
+            let body = body.freeze();
+            match store.put_new(&keys::pack(id), body.clone()).await? {
+                PutNew::Created => Ok(body.try_into_mut().ok()),
                 PutNew::Exists(_) => {
                     Err(Error::internal("pack-exists", "a fresh pack is there already").on(keys::pack(id).to_string()))
                 }
@@ -124,9 +136,17 @@ impl Packs {
     async fn wait_for_one(&mut self) -> Result<()> {
         match self.uploads.join_next().await {
             None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(_)) => Err(Error::unavailable("stopping", "an upload was given up")),
+            Some(ended) => self.ended(ended),
         }
+    }
+
+    fn ended(&mut self, ended: Result<Result<Option<BytesMut>>, JoinError>) -> Result<()> {
+        let body = ended.map_err(|_| Error::unavailable("stopping", "an upload was given up"))??;
+        self.spare.extend(body.filter(|body| body.capacity() >= PACK_BYTES).map(|mut body| {
+            body.clear();
+            body
+        }));
+        Ok(())
     }
 
     /// Uploads what is left. Pages go behind the chunks when both fit one pack; then their references are moved.

@@ -7,12 +7,13 @@ use clonegate_core::ids::IndexId;
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
-use super::chunks::{Chunker, Done, Worked, work};
+use super::chunks::{Chunker, Done, Spare, Worked, work};
 use super::dedup::{Known, Place, Shared};
 use super::packs::{Kind, Packs};
 use super::pages::Pages;
 use super::source::{self, Piece, Source, in_background};
 use super::{ImportOptions, ImportStats, Imported, Input, Progress, ProgressNow};
+use crate::base::frame::Frames;
 use crate::clock::Clock;
 use crate::store::{PutNew, Store, keys};
 
@@ -69,7 +70,8 @@ async fn import(
     } else {
         Shared::default()
     };
-    let mut sink = Sink { known: &known, packs, pages: Pages::new(), stats: ImportStats::default() };
+    let (pages, stats, spare) = (Pages::new(), ImportStats::default(), Arc::new(Spare::default()));
+    let mut sink = Sink { known: &known, packs, pages, stats, spare };
     let total_bytes = source.size;
     let size = drain(source, options, &known, &mut sink, &|sink, reached| {
         progress.report(ProgressNow { total_bytes, done_bytes: reached, stored_bytes: sink.packs.stored_bytes() });
@@ -99,7 +101,7 @@ async fn drain(
 ) -> Result<u64> {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let mut size = None;
-    let (chunk_bytes, level) = (options.chunk_bytes, options.level);
+    let (chunk_bytes, level, spare) = (options.chunk_bytes, options.level, Arc::clone(&sink.spare));
     let mut chunker = Chunker::new(chunk_bytes);
     let pieces = &mut source.pieces;
     {
@@ -114,10 +116,10 @@ async fn drain(
             .try_flatten();
         let mut worked = batches
             .map(|batch| {
-                let known = Arc::clone(known);
+                let (known, spare) = (Arc::clone(known), Arc::clone(&spare));
                 async move {
                     let batch = batch?;
-                    in_background(move || work(batch, chunk_bytes, level, &known)).await
+                    in_background(move || work(batch, chunk_bytes, level, &known, &spare)).await
                 }
             })
             .buffered(cores + BATCHES_AHEAD);
@@ -137,20 +139,22 @@ struct Sink<'a> {
     packs: &'a mut Packs,
     pages: Pages,
     stats: ImportStats,
+    spare: Arc<Spare>,
 }
 
 impl Sink<'_> {
     async fn take(&mut self, batch: Worked) -> Result<()> {
         self.stats.read_bytes += batch.read_bytes;
-        for done in batch.done {
-            let entry = self.place(&done).await?;
+        for done in &batch.done {
+            let entry = self.place(done, &batch.frames).await?;
             self.pages.add(done.chunk, entry, self.packs).await?;
         }
+        self.spare.give(batch.frames);
         self.stats.chunks = self.pages.chunks();
         Ok(())
     }
 
-    async fn place(&mut self, done: &Done) -> Result<Entry> {
+    async fn place(&mut self, done: &Done, frames: &Frames) -> Result<Entry> {
         let hash = done.hash;
         if let Some(place) = self.known.get(&hash) {
             if place.shared {
@@ -160,10 +164,10 @@ impl Sink<'_> {
             }
             return Ok(Entry { hash, frame: place.frame });
         }
-        let Some((encoding, crc, stored)) = &done.frame else {
+        let Some((encoding, crc, at)) = &done.frame else {
             return Err(Error::new(ErrorKind::Internal, "chunk-forgotten", "a known chunk was forgotten"));
         };
-        let frame = self.packs.add(Kind::Chunks, *encoding, *crc, stored).await?;
+        let frame = self.packs.add(Kind::Chunks, *encoding, *crc, frames.get(at.clone())).await?;
         self.known.add(&hash, Place { frame, shared: false });
         Ok(Entry { hash, frame })
     }

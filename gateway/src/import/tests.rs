@@ -278,7 +278,7 @@ async fn an_upload_that_is_cut_leaves_nothing() {
     assert!(store.list(&keys::all()).await.unwrap().is_empty());
     let (_, body) = upload(Input::RawFile(file.path().to_owned()), NoProgress).await.unwrap();
     let imported = import(&store, Input::Frames(body)).await.unwrap();
-    assert_eq!(imported.stats.packs, 3);
+    assert_eq!(imported.stats.packs, 6);
     let base = open(&store, &imported, &ICache::new(256 << 20)).await.unwrap();
     assert!(read_all(&base).await.unwrap() == image);
 }
