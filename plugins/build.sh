@@ -31,8 +31,9 @@ toolchain=$($rustc --version)
 # Where sources lie must not show in panic messages: the checkout, the registry and the standard library get fixed names.
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 sysroot=$($rustc --print sysroot)
-# A small stack keeps the memory of a call small: there are fewer pages to clean after it.
-export CARGO_ENCODED_RUSTFLAGS="-Clink-arg=-zstack-size=131072"$'\x1f'"--remap-path-prefix=$root=/clonegate"$'\x1f'"--remap-path-prefix=$cargo_home=/cargo"$'\x1f'"--remap-path-prefix=$(readlink -f "$sysroot/lib/rustlib/src/rust" 2>/dev/null || echo /rust)=/rust"$'\x1f'"--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rust"
+# A small stack keeps the memory of a call small: there are fewer pages to clean after it. And it begins with what a question over a
+# hundred bases takes: to grow is a system call or two, in each call.
+export CARGO_ENCODED_RUSTFLAGS="-Clink-arg=-zstack-size=131072"$'\x1f'"-Clink-arg=--initial-memory=262144"$'\x1f'"--remap-path-prefix=$root=/clonegate"$'\x1f'"--remap-path-prefix=$cargo_home=/cargo"$'\x1f'"--remap-path-prefix=$(readlink -f "$sysroot/lib/rustlib/src/rust" 2>/dev/null || echo /rust)=/rust"$'\x1f'"--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rust"
 export CARGO_TARGET_DIR=${CLONEGATE_PLUGIN_TARGET:-$root/target/plugins}
 packages=()
 for crate in plugins/*/Cargo.toml; do

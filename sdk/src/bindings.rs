@@ -15,7 +15,7 @@ pub mod placement {
     wit_bindgen::generate!({
         path: "../wit",
         world: "placement-part",
-        with: { "clonegate:policy/types@0.1.0": crate::types },
+        with: { "clonegate:policy/types@0.1.0": crate::wire },
         pub_export_macro: true,
         export_macro_name: "export_placement",
         default_bindings_module: "clonegate_policy::bindings::placement",
@@ -27,7 +27,7 @@ pub mod rollover {
     wit_bindgen::generate!({
         path: "../wit",
         world: "rollover-part",
-        with: { "clonegate:policy/types@0.1.0": crate::types },
+        with: { "clonegate:policy/types@0.1.0": crate::wire },
         pub_export_macro: true,
         export_macro_name: "export_rollover",
         default_bindings_module: "clonegate_policy::bindings::rollover",
@@ -39,7 +39,7 @@ pub mod reset {
     wit_bindgen::generate!({
         path: "../wit",
         world: "reset-part",
-        with: { "clonegate:policy/types@0.1.0": crate::types },
+        with: { "clonegate:policy/types@0.1.0": crate::wire },
         pub_export_macro: true,
         export_macro_name: "export_reset",
         default_bindings_module: "clonegate_policy::bindings::reset",

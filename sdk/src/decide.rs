@@ -59,7 +59,7 @@ pub fn cannot_decide<V>(message: impl Into<String>) -> Decision<V> {
 impl Base {
     /// Links the clone to this base.
     pub fn because(&self, reason: impl Into<String>) -> Candidate {
-        Candidate { target: Target::Base(self.id.clone()), reason: reason.into() }
+        Candidate { target: Target::Base(self.id.to_string()), reason: reason.into() }
     }
 
     /// Slots that are free.
@@ -76,7 +76,7 @@ impl Base {
 impl Datastore {
     /// Makes a new base here for the clone.
     pub fn because(&self, reason: impl Into<String>) -> Candidate {
-        Candidate { target: Target::NewBaseOn(self.id.clone()), reason: reason.into() }
+        Candidate { target: Target::NewBaseOn(self.id.to_string()), reason: reason.into() }
     }
 
     /// Bytes neither taken nor promised.
@@ -98,7 +98,14 @@ impl Datastore {
 impl Inventory {
     /// The datastore of this name.
     pub fn datastore(&self, id: &str) -> Option<&Datastore> {
-        self.datastores.iter().find(|d| d.id == id)
+        self.datastores.get(self.position(id)?)
+    }
+
+    /// Where the datastore of this name stands in the list.
+    pub fn position(&self, id: &str) -> Option<usize> {
+        // In a gateway's question a base mostly points to the very text of its datastore; then nothing needs to be compared.
+        let here = self.datastores.iter().position(|d| std::ptr::eq::<str>(&*d.id, id));
+        here.or_else(|| self.datastores.iter().position(|d| d.id == id))
     }
 
     /// Datastores that take the clone and were not rejected for a new base.
@@ -111,13 +118,17 @@ impl Inventory {
     /// Ready bases of the image with a free slot, on a datastore that takes the clone, and not rejected.
     pub fn ready_bases<'a>(&'a self, ask: &'a PlacementRequest) -> impl Iterator<Item = &'a Base> {
         // Sorted once: there may be many more bases than datastores.
-        let mut places: Vec<&str> = self.datastores.iter().filter(|d| d.takes(ask)).map(|d| d.id.as_str()).collect();
+        let mut places: Vec<&str> = self.datastores.iter().filter(|d| d.takes(ask)).map(|d| &*d.id).collect();
         places.sort_unstable();
+        // The very text comes first, as in `position`.
+        let takes = move |id: &str| {
+            places.iter().any(|place| std::ptr::eq::<str>(*place, id)) || places.binary_search(&id).is_ok()
+        };
         self.bases.iter().filter(move |b| {
-            b.image == ask.image
-                && b.state == BaseState::Ready
+            b.state == BaseState::Ready
                 && b.room() > 0
-                && places.binary_search(&b.datastore.as_str()).is_ok()
+                && b.image == ask.image
+                && takes(&b.datastore)
                 && !ask.rejected.iter().any(|r| matches!(&r.target, Target::Base(id) if *id == b.id))
         })
     }
@@ -138,5 +149,5 @@ impl Volume {
 }
 
 fn label<'a>(labels: &'a [Label], key: &str) -> Option<&'a str> {
-    labels.iter().find(|l| l.key == key).map(|l| l.value.as_str())
+    labels.iter().find(|l| l.key == key).map(|l| &*l.value)
 }

@@ -88,9 +88,11 @@ macro_rules! __export_part {
         impl $crate::bindings::placement::exports::clonegate::policy::placement::Guest for Shim {
             fn place(
                 ctx: $crate::types::Context,
-                request: $crate::types::PlacementRequest,
-                inventory: $crate::types::Inventory,
+                request: $crate::wire::PlacementRequest,
+                inventory: $crate::wire::Inventory,
             ) -> $crate::Decision<$crate::types::PlacementVerdict> {
+                let request = $crate::types::PlacementRequest::from(request);
+                let inventory = $crate::types::Inventory::from(inventory);
                 let verdict =
                     POLICY.with(|p| <$policy as $crate::Placement>::place(&p.borrow(), &ctx, &request, &inventory));
                 $crate::__leave((ctx, request, inventory));
@@ -103,9 +105,11 @@ macro_rules! __export_part {
         impl $crate::bindings::rollover::exports::clonegate::policy::rollover::Guest for Shim {
             fn roll_over(
                 ctx: $crate::types::Context,
-                request: $crate::types::RolloverRequest,
-                inventory: $crate::types::Inventory,
+                request: $crate::wire::RolloverRequest,
+                inventory: $crate::wire::Inventory,
             ) -> $crate::Decision<$crate::types::RolloverVerdict> {
+                let request = $crate::types::RolloverRequest::from(request);
+                let inventory = $crate::types::Inventory::from(inventory);
                 let verdict =
                     POLICY.with(|p| <$policy as $crate::Rollover>::roll_over(&p.borrow(), &ctx, &request, &inventory));
                 $crate::__leave((ctx, request, inventory));
@@ -118,8 +122,9 @@ macro_rules! __export_part {
         impl $crate::bindings::reset::exports::clonegate::policy::reset::Guest for Shim {
             fn reset(
                 ctx: $crate::types::Context,
-                request: $crate::types::ResetRequest,
+                request: $crate::wire::ResetRequest,
             ) -> $crate::Decision<$crate::types::ResetVerdict> {
+                let request = $crate::types::ResetRequest::from(request);
                 let verdict = POLICY.with(|p| <$policy as $crate::Reset>::reset(&p.borrow(), &ctx, &request));
                 $crate::__leave((ctx, request));
                 verdict
@@ -129,8 +134,8 @@ macro_rules! __export_part {
     };
 }
 
-/// Leaves what was asked where it is: the instance is thrown away after its one answer, and giving back a thousand texts one by
-/// one would take longer than most decisions.
+/// Leaves what was asked where it is: the instance is thrown away after its one answer, and giving back a hundred records one by
+/// one would take longer than many decisions.
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub fn __leave<T>(asked: T) {

@@ -38,6 +38,8 @@ mod settings;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 pub mod types;
+#[doc(hidden)]
+pub mod wire;
 
 pub use decide::{Decision, Placement, Reset, Rollover, cannot_decide, choose, refuse};
 #[cfg(target_arch = "wasm32")]

@@ -15,7 +15,7 @@ mod record;
 pub use record::{Difference, Replay, recorded_settings, replay_placement, replay_reset, replay_rollover};
 
 use crate::types::{
-    Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Lifetime, PlacementRequest, PlacementVerdict,
+    Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Labels, Lifetime, PlacementRequest, PlacementVerdict,
     ResetEvent, ResetRequest, RolloverRequest, RolloverTrigger, Target, Volume,
 };
 
@@ -30,22 +30,22 @@ pub fn context() -> Context {
 
 /// A label.
 pub fn label(key: &str, value: &str) -> Label {
-    Label { key: key.into(), value: value.into() }
+    Label { key: key.to_owned().into(), value: value.to_owned().into() }
 }
 
 /// A ready base with 128 slots and an image of 40 GiB.
 pub fn base(id: &str, image: &str, datastore: &str, deltas: u32) -> Base {
     Base {
-        id: id.into(),
-        image: image.into(),
-        datastore: datastore.into(),
+        id: id.to_owned().into(),
+        image: image.to_owned().into(),
+        datastore: datastore.to_owned().into(),
         state: BaseState::Ready,
         deltas,
         delta_limit: 128,
         size: 40 * GIB,
         delta_bytes: u64::from(deltas) * GIB,
         created_ms: NOON_MS - 86_400_000,
-        labels: Vec::new(),
+        labels: Labels::default(),
     }
 }
 
@@ -63,7 +63,7 @@ impl InventoryBuilder {
     #[must_use]
     pub fn datastore(mut self, id: &str, free_gib: u64) -> Self {
         self.0.datastores.push(Datastore {
-            id: id.into(),
+            id: id.to_owned().into(),
             health: Health::Online,
             capacity: 1024 * GIB,
             free: free_gib * GIB,
@@ -72,7 +72,7 @@ impl InventoryBuilder {
             clones: 0,
             pool_clones: 0,
             latency_us: None,
-            labels: Vec::new(),
+            labels: Labels::default(),
         });
         self
     }
@@ -85,6 +85,15 @@ impl InventoryBuilder {
     pub fn with(mut self, change: impl FnOnce(&mut Datastore)) -> Self {
         change(self.0.datastores.last_mut().expect("a datastore comes first"));
         self
+    }
+
+    /// Gives the last datastore a label.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn labelled(self, key: &str, value: &str) -> Self {
+        self.with(|datastore| datastore.labels.to_mut().push(label(key, value)))
     }
 
     /// Adds a ready base.

@@ -1,8 +1,16 @@
 //! What a policy is asked and what it answers: the same words, units and JSON as the gateway's own.
 //!
-//! The types mirror `wit/types.wit` field by field, so that the generated bindings read and write them directly.
+//! Most mirror `wit/types.wit` field by field, so that the generated bindings read and write them directly; inventories, and what has labels, are
+//! sent in a form of their own (`wire`).
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+
+/// A text of an inventory, which records may share: used as a `&str`; `"text".into()` makes one.
+pub type Text = Cow<'static, str>;
+/// Labels of a record of an inventory: used as a slice; `vec![label].into()` makes some, `to_mut()` changes them.
+pub type Labels = Cow<'static, [Label]>;
 
 /// Makes an enum from its number in the canonical ABI; the generated bindings call `_lift`.
 macro_rules! by_number {
@@ -21,9 +29,9 @@ macro_rules! by_number {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Label {
     /// The key.
-    pub key: String,
+    pub key: Text,
     /// The value.
-    pub value: String,
+    pub value: Text,
 }
 
 /// Stands in for clock and randomness in a policy.
@@ -59,7 +67,7 @@ pub enum Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datastore {
     /// Its name.
-    pub id: String,
+    pub id: Text,
     /// Whether it can be used.
     pub health: Health,
     /// Bytes that it may hold.
@@ -78,7 +86,7 @@ pub struct Datastore {
     /// Recent mean latency of its store, microseconds.
     pub latency_us: Option<u32>,
     /// Labels.
-    pub labels: Vec<Label>,
+    pub labels: Labels,
 }
 
 /// The life of a base.
@@ -103,11 +111,11 @@ pub enum BaseState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
     /// Its id.
-    pub id: String,
+    pub id: Text,
     /// The template version that it holds, `NAME:VERSION`.
-    pub image: String,
+    pub image: Text,
     /// The datastore that it is on.
-    pub datastore: String,
+    pub datastore: Text,
     /// Its state.
     pub state: BaseState,
     /// Slots taken.
@@ -121,7 +129,7 @@ pub struct Base {
     /// When it was made, milliseconds since 1970 UTC.
     pub created_ms: u64,
     /// Labels.
-    pub labels: Vec<Label>,
+    pub labels: Labels,
 }
 
 /// One consistent view of the datastores and of the bases of the requested image.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clonegate_tests::Gateway;
-use clonegate_tests::gateway::program;
+use clonegate_tests::gateway::{command, program};
 use clonegate_tests::programs::required;
+use serde_json::Value;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -75,6 +76,21 @@ fn the_first_plugin_of_the_page_is_the_one_that_new_writes() {
 }
 
 #[test]
+fn every_configuration_of_the_page_is_accepted() {
+    let page = fs::read_to_string(root().join("docs/plugins.md")).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let configurations: Vec<_> = blocks(&page).into_iter().filter(|(_, language, _)| language == "toml").collect();
+    assert!(configurations.len() >= 2);
+    for (_, _, policy) in configurations {
+        let (data, journal) = (home.path().display().to_string(), home.path().join("journal").display().to_string());
+        let file = home.path().join("clonegate.toml");
+        fs::write(&file, format!("home = 'file://{data}'\n[journal]\npath = '{journal}'\n{policy}")).unwrap();
+        let output = command(["config", "check", "--config"]).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{policy}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn every_command_of_the_page_does_what_it_says() {
     if !required() {
         println!("skipped: it builds for minutes; runs with CLONEGATE_REQUIRE_CLIENTS=1");
@@ -85,9 +101,11 @@ fn every_command_of_the_page_does_what_it_says() {
     fs::create_dir(&bin).unwrap();
     cargo_shim(&bin).expect("needs a wasm32 toolchain (Debian packages rustc-web, cargo-web, rust-web-src, lld)");
     std::os::unix::fs::symlink(program(), bin.join("clonegate")).unwrap();
-    let gateway = Gateway::up_with(&[], &[("CLONEGATE_POLICY_PLACEMENT", r#"["least-full", "default"]"#)]);
-    let target = root().join("target/plugins/walk");
     let page = fs::read_to_string(root().join("docs/plugins.md")).unwrap();
+    let (.., configuration) = blocks(&page).into_iter().find(|(_, language, _)| language == "toml").unwrap();
+    let chain = configuration.lines().find_map(|line| line.strip_prefix("placement = ")).unwrap();
+    let gateway = Gateway::up_with(&[], &[("CLONEGATE_POLICY_PLACEMENT", chain)]);
+    let target = root().join("target/plugins/walk");
     let mut directory = home.path().to_owned();
     let mut commands = 0;
     for (above, language, text) in blocks(&page) {
@@ -131,4 +149,7 @@ fn every_command_of_the_page_does_what_it_says() {
     let trap = gateway.cli_ok(&["plugin", "decisions", "--limit", "1000"]);
     // On a machine that is busy enough the time is up first.
     assert!(trap.contains("out-of-fuel") || trap.contains("time-out"), "the looping version was asked, and ended");
+    let beside = trap.lines().filter(|line| line.contains("\"beside"));
+    let shadows: Vec<Value> = beside.map(|line| serde_json::from_str::<Value>(line).unwrap()["shadow"][0].take()).collect();
+    assert!(!shadows.is_empty() && shadows.iter().all(|s| s["plugin"] == "idea"), "the shadow was asked: {shadows:?}");
 }

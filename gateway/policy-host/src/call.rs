@@ -310,25 +310,22 @@ impl Plugin {
         match question {
             Question::Placement { request, inventory } => {
                 let Some(export) = &self.exports.placement else { return missing() };
-                let (labels, own) = (wit::inventory_labels(inventory), wit::Labels::of([&*request.labels].into_iter()));
-                let (datastores, bases) = wit::records(inventory, &labels);
+                let (own, inventory) =
+                    (wit::Labels::of([&*request.labels].into_iter()), wit::Flat::of(inventory));
                 let targets = wit::rejected_targets(request);
                 let rejected = wit::rejections(request, &targets);
                 let request = wit::placement_request(request, &own, &rejected);
-                let seen = types::Inventory { revision: inventory.revision, datastores: &datastores, bases: &bases };
                 let guest = export.load(&mut *store, instance)?;
-                let said = guest.call_place(&mut *store, context, request, seen)?;
+                let said = guest.call_place(&mut *store, context, request, inventory.seen())?;
                 Ok(outcome(said, |v| Answer::Placement(wit::placement_verdict(v))))
             }
             Question::Rollover { request, inventory } => {
                 let Some(export) = &self.exports.rollover else { return missing() };
-                let labels = wit::inventory_labels(inventory);
                 let own = wit::Labels::of([&*request.subject.labels].into_iter());
-                let (datastores, bases) = wit::records(inventory, &labels);
+                let inventory = wit::Flat::of(inventory);
                 let request = wit::rollover_request(request, &own);
-                let seen = types::Inventory { revision: inventory.revision, datastores: &datastores, bases: &bases };
                 let guest = export.load(&mut *store, instance)?;
-                let said = guest.call_roll_over(&mut *store, context, request, seen)?;
+                let said = guest.call_roll_over(&mut *store, context, request, inventory.seen())?;
                 Ok(outcome(said, |v| Answer::Rollover(wit::rollover_verdict(v))))
             }
             Question::Reset { request } => {

@@ -23,6 +23,7 @@ mod sample;
 mod scaffold;
 mod tools;
 mod wit;
+mod words;
 mod workers;
 
 pub use binding::{Binding, Chains, Mode, OnFailure};

@@ -34,6 +34,9 @@ pub struct PluginInfo {
     pub bytes: usize,
     /// What it decides.
     pub slots: Vec<Slot>,
+    /// The interfaces that it imports, with their versions; `types` holds no function.
+    #[serde(default)]
+    pub imports: Vec<String>,
     /// JSON Schema of its settings.
     pub settings_schema: Option<serde_json::Value>,
 }
@@ -81,7 +84,7 @@ impl Plugin {
             FileKind::Other(what) => return Err(Error::invalid("not-wasm", format!("this is {what}"))),
         }
         let component = compiler.compile(engine, bytes)?;
-        let slots = interface(engine, &component)?;
+        let (slots, imports) = interface(engine, &component)?;
         let mut linker = Linker::<State>::new(engine.wasm());
         let wrong = |e: wasmtime::Error| {
             Error::invalid("wrong-types", format!("it does not fit {WIT}: {e:#}"))
@@ -100,7 +103,7 @@ impl Plugin {
             reset: has(Slot::Reset).then(|| wit::reset::GuestIndices::new(&pre)).transpose().map_err(wrong)?,
         };
         let plugin = Self { engine: engine.clone(), pre, exports, info: OnceLock::new() };
-        let info = plugin.describe(slots, bytes)?;
+        let info = plugin.describe(slots, imports, bytes)?;
         let _ = plugin.info.set(info);
         Ok(Arc::new(plugin))
     }
@@ -114,12 +117,13 @@ impl Plugin {
             digest: String::new(),
             bytes: 0,
             slots: Vec::new(),
+            imports: Vec::new(),
             settings_schema: None,
         };
         self.info.get().unwrap_or(&NONE)
     }
 
-    fn describe(&self, slots: Vec<Slot>, bytes: &[u8]) -> Result<PluginInfo> {
+    fn describe(&self, slots: Vec<Slot>, imports: Vec<String>, bytes: &[u8]) -> Result<PluginInfo> {
         let bad = |what: String| Error::invalid("bad-description", what);
         let said = self.call_describe().map_err(|e| bad(format!("it does not describe itself: {e}")))?;
         let name_ok = (1..=63).contains(&said.name.len())
@@ -139,18 +143,22 @@ impl Plugin {
             digest: blake3::hash(bytes).to_hex().to_string(),
             bytes: bytes.len(),
             slots,
+            imports,
             settings_schema,
         })
     }
 }
 
-/// Checks imports and exports by name; what they are made of is checked by linking.
-fn interface(engine: &Engine, component: &Component) -> Result<Vec<Slot>> {
+/// Checks imports and exports by name; what they are made of is checked by linking. Slots and imports.
+fn interface(engine: &Engine, component: &Component) -> Result<(Vec<Slot>, Vec<String>)> {
     let ty = component.component_type();
-    let mut foreign = Vec::new();
+    let (mut imports, mut foreign) = (Vec::new(), Vec::new());
     for (name, _) in ty.imports(engine.wasm()) {
         match part(name) {
-            Some(("log" | "types", version)) => same_minor(name, version)?,
+            Some(("log" | "types", version)) => {
+                same_minor(name, version)?;
+                imports.push(name.to_owned());
+            }
             _ => foreign.push(name.to_owned()),
         }
     }
@@ -182,7 +190,7 @@ fn interface(engine: &Engine, component: &Component) -> Result<Vec<Slot>> {
         )
         .hint("name the parts in export!(…) of the SDK"));
     }
-    Ok(slots)
+    Ok((slots, imports))
 }
 
 /// `clonegate:policy/NAME@VERSION` taken apart.

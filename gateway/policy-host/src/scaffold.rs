@@ -18,7 +18,7 @@ const FILES: [(&str, &str); 6] = [
 /// Writes the crate into `parent/NAME` and says which files. `sdk` is a path to the SDK, for who builds from a checkout.
 ///
 /// # Errors
-/// `bad-name` (invalid), `exists` (exists) when there is something of that name, `cannot-write` (unavailable).
+/// `bad-name` (invalid), `exists` (exists) when there is something of that name, `no-sdk` (invalid), `cannot-write` (unavailable).
 pub fn scaffold(parent: &Path, name: &str, sdk: Option<&Path>) -> Result<Vec<PathBuf>> {
     let name: Name = name.parse()?;
     let name = name.as_str();
@@ -31,8 +31,14 @@ pub fn scaffold(parent: &Path, name: &str, sdk: Option<&Path>) -> Result<Vec<Pat
     };
     let sdk = match sdk {
         Some(path) => {
-            let path = fs::canonicalize(path).map_err(|e| failed(path, e))?;
-            format!("{{ path = {:?} }}", path.display().to_string())
+            let manifest = fs::read_to_string(path.join("Cargo.toml")).unwrap_or_default();
+            let found = fs::canonicalize(path).ok().filter(|_| manifest.contains("name = \"clonegate-policy\""));
+            let Some(found) = found else {
+                return Err(Error::invalid("no-sdk", "the SDK is not in this directory")
+                    .on(path.display().to_string())
+                    .hint("it is the directory `sdk` of the source of clonegate"));
+            };
+            format!("{{ path = {:?} }}", found.display().to_string())
         }
         None => format!("{:?}", env!("CARGO_PKG_VERSION")),
     };
@@ -63,6 +69,12 @@ mod tests {
         assert!(manifest.contains("name = \"least-full\"") && manifest.contains("clonegate-policy = \"0.1.0\""));
         assert_eq!(scaffold(parent.path(), "least-full", None).unwrap_err().code(), "exists");
         assert!(scaffold(parent.path(), "../up", None).is_err());
+        let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sdk");
+        scaffold(parent.path(), "of-a-checkout", Some(&sdk)).unwrap();
+        for wrong in [sdk.join("src"), sdk.join("nowhere")] {
+            assert_eq!(scaffold(parent.path(), "other", Some(&wrong)).unwrap_err().code(), "no-sdk");
+            assert!(!parent.path().join("other").exists());
+        }
     }
 
     #[test]

@@ -2,9 +2,13 @@
 
 use std::time::Instant;
 
-use clonegate_core::advice::{Answer, Context, Question};
+use clonegate_core::advice::{
+    Answer, Base, Context, Datastore, PlacementRequest, Question, ResetRequest, RolloverRequest,
+};
 use clonegate_core::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::call::Outcome;
 use crate::plugin::Plugin;
@@ -47,26 +51,49 @@ impl Input {
     /// `inventory`, and perhaps `context`.
     ///
     /// # Errors
-    /// `bad-input` (invalid) with line and column.
+    /// `bad-input` (invalid) with the line and column of what is no JSON, or the JSON path of what is no question.
     pub fn parse(text: &str) -> Result<Self> {
-        let bad = |e: serde_json::Error| {
-            Error::invalid("bad-input", format!("the input is not understood: {e}"))
-                .hint("give a recorded decision, or an object with slot, request and inventory")
-        };
+        let hint = "give a recorded decision, or an object with slot, request and inventory";
+        let bad = |e: String| Error::invalid("bad-input", format!("the input is not understood: {e}")).hint(hint);
         if text.len() > INPUT_BYTES_MAX {
             return Err(Error::invalid("bad-input", format!("the input has more than {} MiB", INPUT_BYTES_MAX >> 20)));
         }
-        let text = text.trim();
-        let value: serde_json::Value = serde_json::from_str(text).map_err(bad)?;
+        let value: Value = serde_json::from_str(text.trim()).map_err(|e| bad(e.to_string()))?;
+        let whole = |e: serde_json::Error| {
+            let (question, path) = value.get("question").map_or((&value, "$"), |question| (question, "$.question"));
+            bad(wrong_part(&value, question, path).unwrap_or_else(|| e.to_string()))
+        };
         if value.get("question").is_some() {
-            let recorded: Recorded = serde_json::from_str(text).map_err(bad)?;
+            let recorded = Recorded::deserialize(&value).map_err(whole)?;
             return Ok(Self { context: recorded.context, question: recorded.question, recorded: recorded.answer });
         }
-        let plain: Plain = serde_json::from_str(text).map_err(bad)?;
+        let plain = Plain::deserialize(&value).map_err(whole)?;
         // A fixed moment, so that the same file gives the same answer on any day.
         let fixed = Context { decision: "d_input".into(), now_ms: FIXED_MS, seed: 0, sequence: 0 };
         Ok(Self { context: plain.context.unwrap_or(fixed), question: plain.question, recorded: None })
     }
+}
+
+/// The smallest part that is wrong, as its JSON path and what is wrong with it.
+fn wrong_part(whole: &Value, question: &Value, path: &str) -> Option<String> {
+    fn part<T: DeserializeOwned>(value: &Value, path: String) -> Option<String> {
+        T::deserialize(value).err().map(|e| format!("{path}: {e}"))
+    }
+    fn parts<T: DeserializeOwned>(list: &Value, path: &str) -> Option<String> {
+        let items = list.as_array().map_or(&[][..], Vec::as_slice);
+        items.iter().enumerate().find_map(|(n, item)| part::<T>(item, format!("{path}[{n}]")))
+    }
+    let request = (&question["request"], format!("{path}.request"));
+    let inventory = &question["inventory"];
+    parts::<Datastore>(&inventory["datastores"], &format!("{path}.inventory.datastores"))
+        .or_else(|| parts::<Base>(&inventory["bases"], &format!("{path}.inventory.bases")))
+        .or_else(|| match question["slot"].as_str() {
+            Some("placement") => part::<PlacementRequest>(request.0, request.1),
+            Some("rollover") => part::<RolloverRequest>(request.0, request.1),
+            Some("reset") => part::<ResetRequest>(request.0, request.1),
+            _ => Some(format!("{path}.slot: it is placement, rollover or reset")),
+        })
+        .or_else(|| part::<Option<Context>>(&whole["context"], "$.context".into()))
 }
 
 /// What a measurement found. Times are microseconds.
@@ -157,5 +184,28 @@ mod tests {
         for wrong in ["", "[]", "{", r#"{"slot": "colour"}"#, r#"{"question": 1}"#] {
             assert_eq!(Input::parse(wrong).unwrap_err().code(), "bad-input", "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_in_an_input_is_named_by_its_json_path() {
+        let right: Value = serde_json::from_str(include_str!("scaffold/question.json")).unwrap();
+        let says = |pointer: &str, wrong: Value| {
+            let mut input = right.clone();
+            *input.pointer_mut(pointer).unwrap() = wrong;
+            Input::parse(&input.to_string()).unwrap_err().message().to_owned()
+        };
+        for (pointer, wrong, path) in [
+            ("/inventory/bases/1/deltas", Value::from("three"), "$.inventory.bases[1]: invalid type: string"),
+            ("/inventory/datastores/0/health", Value::from("well"), "$.inventory.datastores[0]: unknown variant `well`"),
+            ("/request/count", Value::from(-1), "$.request: invalid value: integer `-1`"),
+            ("/slot", Value::from("colour"), "$.slot: it is placement, rollover or reset"),
+            ("/inventory", Value::from(7), "invalid type: integer `7`"),
+        ] {
+            let said = says(pointer, wrong);
+            assert!(said.contains(path), "{pointer}: {said}");
+        }
+        let recorded = serde_json::json!({ "context": { "decision": 1 }, "question": right }).to_string();
+        let said = Input::parse(&recorded).unwrap_err().message().to_owned();
+        assert!(said.contains("$.context: "), "{said}");
     }
 }

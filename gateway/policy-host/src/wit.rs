@@ -4,6 +4,10 @@
 
 use clonegate_core::advice;
 
+mod inventory;
+
+pub(crate) use inventory::Flat;
+
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -24,7 +28,7 @@ pub(crate) use bindings::clonegate::policy::log;
 pub(crate) use bindings::clonegate::policy::types as wit;
 pub(crate) use bindings::exports::clonegate::policy::{placement, plugin, reset, rollover};
 
-/// The labels of all records of an inventory, in one allocation that the records borrow from.
+/// The labels of some records, in one allocation that the records borrow from.
 #[derive(Debug)]
 pub(crate) struct Labels<'a> {
     flat: Vec<wit::Label<'a>>,
@@ -48,40 +52,18 @@ impl<'a> Labels<'a> {
     }
 }
 
-pub(crate) fn inventory_labels(inventory: &advice::Inventory) -> Labels<'_> {
-    let datastores = inventory.datastores.iter().map(|d| d.labels.as_slice());
-    Labels::of(datastores.chain(inventory.bases.iter().map(|b| b.labels.as_slice())))
-}
-
 pub(crate) fn context(context: &advice::Context) -> wit::Context<'_> {
     wit::Context { decision: &context.decision, now_ms: context.now_ms, seed: context.seed, sequence: context.sequence }
 }
 
-/// The records of an inventory; `bases` follow `datastores` in `labels`.
-pub(crate) fn records<'a>(
-    inventory: &'a advice::Inventory,
-    labels: &'a Labels<'a>,
-) -> (Vec<wit::Datastore<'a>>, Vec<wit::Base<'a>>) {
-    let datastores = inventory.datastores.iter().enumerate().map(|(i, d)| wit::Datastore {
-        id: &d.id,
-        health: match d.health {
-            advice::Health::Online => wit::Health::Online,
-            advice::Health::Degraded => wit::Health::Degraded,
-            advice::Health::Maintenance => wit::Health::Maintenance,
-            advice::Health::Offline => wit::Health::Offline,
-        },
-        capacity: d.capacity,
-        free: d.free,
-        reserved: d.reserved,
-        bases: d.bases,
-        clones: d.clones,
-        pool_clones: d.pool_clones,
-        latency_us: d.latency_us,
-        labels: labels.get(i),
-    });
-    let first = inventory.datastores.len();
-    let bases = inventory.bases.iter().enumerate().map(|(i, b)| base(b, labels.get(first + i)));
-    (datastores.collect(), bases.collect())
+const fn base_state(state: advice::BaseState) -> wit::BaseState<'static> {
+    match state {
+        advice::BaseState::Preparing => wit::BaseState::Preparing,
+        advice::BaseState::Ready => wit::BaseState::Ready,
+        advice::BaseState::Sealed => wit::BaseState::Sealed,
+        advice::BaseState::Retiring => wit::BaseState::Retiring,
+        advice::BaseState::Failed => wit::BaseState::Failed,
+    }
 }
 
 pub(crate) fn base<'a>(base: &'a advice::Base, labels: &'a [wit::Label<'a>]) -> wit::Base<'a> {
@@ -89,13 +71,7 @@ pub(crate) fn base<'a>(base: &'a advice::Base, labels: &'a [wit::Label<'a>]) -> 
         id: &base.id,
         image: &base.image,
         datastore: &base.datastore,
-        state: match base.state {
-            advice::BaseState::Preparing => wit::BaseState::Preparing,
-            advice::BaseState::Ready => wit::BaseState::Ready,
-            advice::BaseState::Sealed => wit::BaseState::Sealed,
-            advice::BaseState::Retiring => wit::BaseState::Retiring,
-            advice::BaseState::Failed => wit::BaseState::Failed,
-        },
+        state: base_state(base.state),
         deltas: base.deltas,
         delta_limit: base.delta_limit,
         size: base.size,

@@ -247,7 +247,7 @@ fn every_change_that_breaks_plugins_is_found_and_no_other() {
             "types.exit",
         ),
         ("alias changed", "type bytes = u64;", "type bytes = u32;", "types.bytes"),
-        ("list made optional", "    bases: list<base>,", "    bases: option<base>,", "types.inventory"),
+        ("list made optional", "    bases: list<listed-base>,", "    bases: option<listed-base>,", "types.inventory"),
         ("world gone", "world reset-policy { include common; include reset-part; }", "", "reset-policy: the world"),
         (
             "world without its import",

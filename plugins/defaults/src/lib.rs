@@ -38,9 +38,9 @@ impl Placement for Defaults {
                 self.headroom_percent == 0 || inventory.datastore(&b.datastore).is_some_and(|d| self.has_room(d, ask))
             })
             .collect();
-        bases.sort_by(|a, b| b.deltas.cmp(&a.deltas).then_with(|| a.id.cmp(&b.id)));
+        bases.sort_unstable_by(|a, b| b.deltas.cmp(&a.deltas).then_with(|| a.id.cmp(&b.id)));
         let mut stores: Vec<_> = inventory.roomy_datastores(ask).filter(|d| self.has_room(d, ask)).collect();
-        stores.sort_by(|a, b| self.room(b).cmp(&self.room(a)).then_with(|| a.id.cmp(&b.id)));
+        stores.sort_unstable_by(|a, b| self.room(b).cmp(&self.room(a)).then_with(|| a.id.cmp(&b.id)));
 
         let verdict = choose(
             bases

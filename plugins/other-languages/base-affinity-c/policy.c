@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 typedef placement_policy_string_t text_t;
-typedef clonegate_policy_types_base_t base_t;
+typedef clonegate_policy_types_listed_base_t base_t;
 typedef clonegate_policy_types_datastore_t datastore_t;
 typedef clonegate_policy_types_inventory_t inventory_t;
 typedef clonegate_policy_types_placement_request_t request_t;
@@ -94,30 +94,44 @@ static bool rejected(const request_t *ask, uint8_t kind, text_t id) {
     return false;
 }
 
+// A text of the inventory by its number: from where the one before ends to where it ends.
+static text_t text(const inventory_t *all, uint32_t number) {
+    if (number >= all->text_ends.len) return (text_t){ NULL, 0 };
+    uint32_t start = number == 0 ? 0 : all->text_ends.ptr[number - 1];
+    return (text_t){ all->texts.ptr + start, all->text_ends.ptr[number] - start };
+}
+
+// Where a base is. Mostly it has the number of its datastore's name, but the same text may have several.
+static const datastore_t *datastore_of(const base_t *base, const inventory_t *all) {
+    for (size_t i = 0; i < all->datastores.len; i++) {
+        if (all->datastores.ptr[i].id == base->datastore) return &all->datastores.ptr[i];
+    }
+    text_t id = text(all, base->datastore);
+    for (size_t i = 0; i < all->datastores.len; i++) {
+        if (same(text(all, all->datastores.ptr[i].id), id)) return &all->datastores.ptr[i];
+    }
+    return NULL;
+}
+
 static bool ready(const base_t *base, const request_t *ask, const inventory_t *all) {
-    if (!same(base->image, ask->image) || base->state.tag != CLONEGATE_POLICY_TYPES_BASE_STATE_READY || room(base) == 0) {
+    if (base->state.tag != CLONEGATE_POLICY_TYPES_BASE_STATE_READY || room(base) == 0 || !same(text(all, base->image), ask->image)) {
         return false;
     }
-    for (size_t i = 0; i < all->datastores.len; i++) {
-        const datastore_t *datastore = &all->datastores.ptr[i];
-        if (same(datastore->id, base->datastore)) {
-            return takes(datastore, ask) && !rejected(ask, CLONEGATE_POLICY_TYPES_TARGET_BASE, base->id);
-        }
-    }
-    return false;
+    const datastore_t *datastore = datastore_of(base, all);
+    return datastore != NULL && takes(datastore, ask) && !rejected(ask, CLONEGATE_POLICY_TYPES_TARGET_BASE, text(all, base->id));
 }
 
 // Those that take the whole order first, of these the fullest: it stays warm, and others stay empty.
-static bool base_before(const base_t *a, const base_t *b, const request_t *ask) {
+static bool base_before(const base_t *a, const base_t *b, const request_t *ask, const inventory_t *all) {
     bool a_part = room(a) < ask->count, b_part = room(b) < ask->count;
     if (a_part != b_part) return b_part;
     if (a->deltas != b->deltas) return a->deltas > b->deltas;
-    return compare(a->id, b->id) < 0;
+    return compare(text(all, a->id), text(all, b->id)) < 0;
 }
 
-static bool datastore_before(const datastore_t *a, const datastore_t *b) {
+static bool datastore_before(const datastore_t *a, const datastore_t *b, const inventory_t *all) {
     if (headroom(a) != headroom(b)) return headroom(a) > headroom(b);
-    return compare(a->id, b->id) < 0;
+    return compare(text(all, a->id), text(all, b->id)) < 0;
 }
 
 // ---- the policy ---------------------------------------------------------------------------------------------------
@@ -146,7 +160,7 @@ bool exports_clonegate_policy_placement_place(clonegate_policy_types_context_t *
         all_full = all_full && full(base);
         // The best few in order; more are never wanted.
         size_t at = kept;
-        while (at > 0 && base_before(base, bases[at - 1], ask)) at--;
+        while (at > 0 && base_before(base, bases[at - 1], ask, all)) at--;
         if (at == CANDIDATES) continue;
         if (kept < CANDIDATES) kept++;
         for (size_t later = kept - 1; later > at; later--) bases[later] = bases[later - 1];
@@ -162,16 +176,16 @@ bool exports_clonegate_policy_placement_place(clonegate_policy_types_context_t *
             say(&line, " slots free, ");
             say_number(&line, ask->count);
             say(&line, " wanted");
-            add(&list, CLONEGATE_POLICY_TYPES_TARGET_BASE, bases[i]->id, said(&line));
+            add(&list, CLONEGATE_POLICY_TYPES_TARGET_BASE, text(all, bases[i]->id), said(&line));
         }
     } else {
         const datastore_t *stores[NEW_BASES];
         size_t roomy = 0;
         for (size_t i = 0; i < all->datastores.len; i++) {
             const datastore_t *datastore = &all->datastores.ptr[i];
-            if (!takes(datastore, ask) || rejected(ask, CLONEGATE_POLICY_TYPES_TARGET_NEW_BASE_ON, datastore->id)) continue;
+            if (!takes(datastore, ask) || rejected(ask, CLONEGATE_POLICY_TYPES_TARGET_NEW_BASE_ON, text(all, datastore->id))) continue;
             size_t at = roomy;
-            while (at > 0 && datastore_before(datastore, stores[at - 1])) at--;
+            while (at > 0 && datastore_before(datastore, stores[at - 1], all)) at--;
             if (at == NEW_BASES) continue;
             if (roomy < NEW_BASES) roomy++;
             for (size_t later = roomy - 1; later > at; later--) stores[later] = stores[later - 1];
@@ -186,17 +200,17 @@ bool exports_clonegate_policy_placement_place(clonegate_policy_types_context_t *
 
         size_t i = 0;
         for (; i < kept && room(bases[i]) >= ask->count; i++) {
-            add(&list, CLONEGATE_POLICY_TYPES_TARGET_BASE, bases[i]->id, literal("takes the whole order"));
+            add(&list, CLONEGATE_POLICY_TYPES_TARGET_BASE, text(all, bases[i]->id), literal("takes the whole order"));
         }
         for (size_t n = 0; n < roomy; n++) {
             line_t reason = { .length = 0 };
             say(&reason, "a base for ");
             say_number(&reason, ask->count);
             say(&reason, " clones");
-            add(&list, CLONEGATE_POLICY_TYPES_TARGET_NEW_BASE_ON, stores[n]->id, said(&reason));
+            add(&list, CLONEGATE_POLICY_TYPES_TARGET_NEW_BASE_ON, text(all, stores[n]->id), said(&reason));
         }
         for (; i < kept; i++) {
-            add(&list, CLONEGATE_POLICY_TYPES_TARGET_BASE, bases[i]->id, literal("takes part of the order"));
+            add(&list, CLONEGATE_POLICY_TYPES_TARGET_BASE, text(all, bases[i]->id), literal("takes part of the order"));
         }
     }
     verdict->tag = list.len == 0 ? CLONEGATE_POLICY_TYPES_PLACEMENT_VERDICT_NO_OPINION

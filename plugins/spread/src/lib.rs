@@ -19,12 +19,6 @@ impl Spread {
     fn domain_of<'a>(&self, datastore: &'a Datastore) -> &'a str {
         datastore.label(&self.domain).unwrap_or(&datastore.id)
     }
-
-    /// Clones of the pool in a domain.
-    fn held(&self, inventory: &Inventory, domain: &str) -> u64 {
-        let here = inventory.datastores.iter().filter(|d| self.domain_of(d) == domain);
-        here.map(|d| u64::from(d.pool_clones)).sum()
-    }
 }
 
 impl Placement for Spread {
@@ -36,34 +30,51 @@ impl Placement for Spread {
         let over = |held: u64| {
             total >= u64::from(self.enforce_from) && (held + 1) * 100 > (total + 1) * u64::from(self.share_percent)
         };
-        let ready: Vec<&Base> = inventory.ready_bases(ask).collect();
-        let mut places: Vec<(u64, u32, u64, Candidate)> = Vec::new();
+        let domains: Vec<&str> = inventory.datastores.iter().map(|d| self.domain_of(d)).collect();
+        // Clones of the pool in a domain.
+        let held = |domain: &str| -> u64 {
+            let here = domains.iter().zip(&inventory.datastores).filter(|(of, _)| **of == domain);
+            here.map(|(_, d)| u64::from(d.pool_clones)).sum()
+        };
+        // The fullest ready base of each datastore.
+        let mut fullest: Vec<Option<&Base>> = vec![None; domains.len()];
+        for base in inventory.ready_bases(ask) {
+            if let Some(best) = inventory.position(&base.datastore).and_then(|at| fullest.get_mut(at))
+                && best.is_none_or(|best| best.deltas <= base.deltas)
+            {
+                *best = Some(base);
+            }
+        }
+        let mut places = Vec::new();
         let mut full = 0;
-        for datastore in inventory.datastores.iter().filter(|d| d.takes(ask)) {
-            let domain = self.domain_of(datastore);
-            let held = self.held(inventory, domain);
+        for ((datastore, domain), base) in inventory.datastores.iter().zip(&domains).zip(fullest) {
+            if !datastore.takes(ask) {
+                continue;
+            }
+            let held = held(domain);
             if over(held) {
                 full += 1;
                 continue;
             }
-            // Ties by seed, so that several orders at once do not all go the same way.
-            let tie = context.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ fold(&datastore.id);
-            let reason = format!("{domain} holds {held} of {total} clones of {}", ask.pool);
-            let base = ready.iter().filter(|b| b.datastore == datastore.id).max_by_key(|b| b.deltas);
-            match base {
-                Some(base) => places.push((held, datastore.pool_clones, tie, base.because(reason))),
-                None if inventory.roomy_datastores(ask).any(|d| d.id == datastore.id) => {
-                    places.push((held, datastore.pool_clones, tie, datastore.because(reason)));
-                }
-                None => {}
+            let rejected = |r: &Rejection| matches!(&r.target, Target::NewBaseOn(id) if *id == datastore.id);
+            if base.is_some() || !ask.rejected.iter().any(rejected) {
+                // Ties by seed, so that several orders at once do not all go the same way.
+                let tie = context.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ fold(&datastore.id);
+                places.push((held, datastore.pool_clones, tie, domain, datastore, base));
             }
         }
         if places.is_empty() && full > 0 {
             let percent = self.share_percent;
             return Ok(refuse(format!("every domain with room holds {percent} % of the pool {}", ask.pool)));
         }
-        places.sort_by_key(|(held, here, tie, _)| (*held, *here, *tie));
-        Ok(choose(places.into_iter().map(|(_, _, _, candidate)| candidate)))
+        places.sort_by_key(|(held, here, tie, ..)| (*held, *here, *tie));
+        Ok(choose(places.into_iter().map(|(held, _, _, domain, datastore, base)| {
+            let reason = format!("{domain} holds {held} of {total} clones of {}", ask.pool);
+            match base {
+                Some(base) => base.because(reason),
+                None => datastore.because(reason),
+            }
+        })))
     }
 }
 
@@ -77,15 +88,12 @@ export!(Spread: placement);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clonegate_policy::testing::{context, inventory, label, placement_request};
+    use clonegate_policy::testing::{context, inventory, placement_request};
 
     fn there_is(held: [(&str, u32); 3]) -> Inventory {
         let mut all = inventory();
         for (n, (rack, clones)) in held.into_iter().enumerate() {
-            all = all.datastore(&format!("d{n}"), 500).with(|d| {
-                d.pool_clones = clones;
-                d.labels.push(label("rack", rack));
-            });
+            all = all.datastore(&format!("d{n}"), 500).with(|d| d.pool_clones = clones).labelled("rack", rack);
         }
         all.base("b1", "w11:1", "d1", 3).build()
     }

@@ -69,9 +69,10 @@ mod tests {
         let there_is = inventory()
             .datastore("shared", 300)
             .datastore("fast", 200)
-            .with(|d| d.labels.push(label("tier", "nvme")))
+            .labelled("tier", "nvme")
             .datastore("acme", 100 + 120)
-            .with(|d| d.labels = vec![label("tenant", "acme"), label("tier", "nvme")])
+            .labelled("tenant", "acme")
+            .labelled("tier", "nvme")
             .base("b1", "w11:1", "fast", 4);
         let mut ask = placement_request("w11:1");
         ask.labels =

@@ -50,12 +50,15 @@ fn read_text(path: &Path) -> Result<String> {
         .map_err(|_| Error::invalid("bad-input", "it is not UTF-8 text").on(path.display().to_string()))
 }
 
-/// The component with its settings.
+/// The component with its settings, which are right when somebody gave them.
 fn load(component: &Component, compiler: &Compiler) -> Result<(Arc<Plugin>, String)> {
     let settings = component.settings.as_deref().map(read_text).transpose()?.unwrap_or_default();
     let bytes = read(&component.file, FILE_BYTES_MAX)?;
     let engine = Engine::new(Limits::default())?;
     let plugin = Plugin::load(&engine, &bytes, compiler).map_err(|e| e.on(component.file.display().to_string()))?;
+    if let Some(file) = &component.settings {
+        check_settings(&plugin, &CallLimits::default(), &settings).map_err(|e| e.on(file.display().to_string()))?;
+    }
     Ok((plugin, settings))
 }
 
@@ -80,7 +83,8 @@ pub(super) fn pack(core: &Path, out: Option<PathBuf>) -> Result<(), Failure> {
 
 pub(super) fn check(component: &Component, form: Form) -> Result<(), Failure> {
     let (plugin, settings) = load(component, &Compiler::this_program()?)?;
-    check_settings(&plugin, &CallLimits::default(), &settings)?;
+    check_settings(&plugin, &CallLimits::default(), &settings)
+        .map_err(|e| e.on(component.file.display().to_string()).hint("it takes no question without settings; give some"))?;
     let info = plugin.info();
     if form == Form::Json {
         output::json(info);
@@ -94,7 +98,7 @@ pub(super) fn check(component: &Component, form: Form) -> Result<(), Failure> {
         ("decides", decides.join(", ")),
         ("size", format!("{} bytes", info.bytes)),
         ("digest", info.digest.clone()),
-        ("imports", "log, types".into()),
+        ("imports", if info.imports.is_empty() { "nothing".into() } else { info.imports.join(", ") }),
         ("settings", if component.settings.is_some() { "right".into() } else { "the defaults".into() }),
     ]);
     Ok(())
@@ -180,8 +184,10 @@ pub(super) fn replay(component: &Component, records: &Path, wanted: &Wanted, for
         output::json(&replay);
     } else {
         for d in replay.differences.iter().take(SHOWN) {
-            let (then, now) = (d.recorded.summary(), d.now.summary());
-            output::line(&format!("{} {} {}: {then} -> {now}", d.decision, d.slot, d.subject));
+            output::line(&format!("{} {} {}: {}", d.decision, d.slot, d.subject, d.summary()));
+        }
+        if replay.different > SHOWN {
+            output::line(&format!("and {} more; --output json lists up to 100", replay.different - SHOWN));
         }
         let Replay { asked, different, faults, fuel_max, .. } = replay;
         output::line(&format!("{asked} decisions, {different} different, {faults} failed, at most {fuel_max} fuel"));

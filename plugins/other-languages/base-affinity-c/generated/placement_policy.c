@@ -167,22 +167,9 @@ void placement_policy_option_u32_free(placement_policy_option_u32_t *ptr) {
   }
 }
 
-void clonegate_policy_types_list_label_free(clonegate_policy_types_list_label_t *ptr) {
-  size_t list_len = ptr->len;
-  if (list_len > 0) {
-    clonegate_policy_types_label_t *list_ptr = ptr->ptr;
-    for (size_t i = 0; i < list_len; i++) {
-      clonegate_policy_types_label_free(&list_ptr[i]);
-    }
-    free(list_ptr);
-  }
-}
-
 void clonegate_policy_types_datastore_free(clonegate_policy_types_datastore_t *ptr) {
-  clonegate_policy_types_id_free(&ptr->id);
   clonegate_policy_types_health_free(&ptr->health);
   placement_policy_option_u32_free(&ptr->latency_us);
-  clonegate_policy_types_list_label_free(&ptr->labels);
 }
 
 void clonegate_policy_types_base_state_free(clonegate_policy_types_base_state_t *ptr) {
@@ -194,12 +181,27 @@ void clonegate_policy_types_base_state_free(clonegate_policy_types_base_state_t 
   }
 }
 
+void clonegate_policy_types_list_label_free(clonegate_policy_types_list_label_t *ptr) {
+  size_t list_len = ptr->len;
+  if (list_len > 0) {
+    clonegate_policy_types_label_t *list_ptr = ptr->ptr;
+    for (size_t i = 0; i < list_len; i++) {
+      clonegate_policy_types_label_free(&list_ptr[i]);
+    }
+    free(list_ptr);
+  }
+}
+
 void clonegate_policy_types_base_free(clonegate_policy_types_base_t *ptr) {
   clonegate_policy_types_id_free(&ptr->id);
   clonegate_policy_types_id_free(&ptr->image);
   clonegate_policy_types_id_free(&ptr->datastore);
   clonegate_policy_types_base_state_free(&ptr->state);
   clonegate_policy_types_list_label_free(&ptr->labels);
+}
+
+void clonegate_policy_types_listed_base_free(clonegate_policy_types_listed_base_t *ptr) {
+  clonegate_policy_types_base_state_free(&ptr->state);
 }
 
 void clonegate_policy_types_list_datastore_free(clonegate_policy_types_list_datastore_t *ptr) {
@@ -213,12 +215,32 @@ void clonegate_policy_types_list_datastore_free(clonegate_policy_types_list_data
   }
 }
 
-void clonegate_policy_types_list_base_free(clonegate_policy_types_list_base_t *ptr) {
+void clonegate_policy_types_list_listed_base_free(clonegate_policy_types_list_listed_base_t *ptr) {
   size_t list_len = ptr->len;
   if (list_len > 0) {
-    clonegate_policy_types_base_t *list_ptr = ptr->ptr;
+    clonegate_policy_types_listed_base_t *list_ptr = ptr->ptr;
     for (size_t i = 0; i < list_len; i++) {
-      clonegate_policy_types_base_free(&list_ptr[i]);
+      clonegate_policy_types_listed_base_free(&list_ptr[i]);
+    }
+    free(list_ptr);
+  }
+}
+
+void clonegate_policy_types_list_listed_label_free(clonegate_policy_types_list_listed_label_t *ptr) {
+  size_t list_len = ptr->len;
+  if (list_len > 0) {
+    clonegate_policy_types_listed_label_t *list_ptr = ptr->ptr;
+    for (size_t i = 0; i < list_len; i++) {
+    }
+    free(list_ptr);
+  }
+}
+
+void placement_policy_list_u32_free(placement_policy_list_u32_t *ptr) {
+  size_t list_len = ptr->len;
+  if (list_len > 0) {
+    uint32_t *list_ptr = ptr->ptr;
+    for (size_t i = 0; i < list_len; i++) {
     }
     free(list_ptr);
   }
@@ -226,7 +248,11 @@ void clonegate_policy_types_list_base_free(clonegate_policy_types_list_base_t *p
 
 void clonegate_policy_types_inventory_free(clonegate_policy_types_inventory_t *ptr) {
   clonegate_policy_types_list_datastore_free(&ptr->datastores);
-  clonegate_policy_types_list_base_free(&ptr->bases);
+  clonegate_policy_types_list_listed_base_free(&ptr->bases);
+  clonegate_policy_types_list_listed_label_free(&ptr->labels);
+  placement_policy_list_u32_free(&ptr->label_ends);
+  placement_policy_string_free(&ptr->texts);
+  placement_policy_list_u32_free(&ptr->text_ends);
 }
 
 void clonegate_policy_types_failure_free(clonegate_policy_types_failure_t *ptr) {
@@ -586,7 +612,11 @@ uint8_t * __wasm_export_exports_clonegate_policy_placement_place(uint8_t * arg) 
   exports_clonegate_policy_placement_inventory_t arg4 = (clonegate_policy_types_inventory_t) {
     (uint64_t) (uint64_t) (*((int64_t*) (arg + (56+12*sizeof(void*))))),
     (clonegate_policy_types_list_datastore_t) (clonegate_policy_types_list_datastore_t) { (clonegate_policy_types_datastore_t*)(*((uint8_t **) (arg + (64+12*sizeof(void*))))), (*((size_t*) (arg + (64+13*sizeof(void*))))) },
-    (clonegate_policy_types_list_base_t) (clonegate_policy_types_list_base_t) { (clonegate_policy_types_base_t*)(*((uint8_t **) (arg + (64+14*sizeof(void*))))), (*((size_t*) (arg + (64+15*sizeof(void*))))) },
+    (clonegate_policy_types_list_listed_base_t) (clonegate_policy_types_list_listed_base_t) { (clonegate_policy_types_listed_base_t*)(*((uint8_t **) (arg + (64+14*sizeof(void*))))), (*((size_t*) (arg + (64+15*sizeof(void*))))) },
+    (clonegate_policy_types_list_listed_label_t) (clonegate_policy_types_list_listed_label_t) { (clonegate_policy_types_listed_label_t*)(*((uint8_t **) (arg + (64+16*sizeof(void*))))), (*((size_t*) (arg + (64+17*sizeof(void*))))) },
+    (placement_policy_list_u32_t) (placement_policy_list_u32_t) { (uint32_t*)(*((uint8_t **) (arg + (64+18*sizeof(void*))))), (*((size_t*) (arg + (64+19*sizeof(void*))))) },
+    (placement_policy_string_t) (placement_policy_string_t) { (uint8_t*)(*((uint8_t **) (arg + (64+20*sizeof(void*))))), (*((size_t*) (arg + (64+21*sizeof(void*))))) },
+    (placement_policy_list_u32_t) (placement_policy_list_u32_t) { (uint32_t*)(*((uint8_t **) (arg + (64+22*sizeof(void*))))), (*((size_t*) (arg + (64+23*sizeof(void*))))) },
   };
   exports_clonegate_policy_placement_result_placement_verdict_failure_t ret;
   exports_clonegate_policy_placement_placement_verdict_t ok;

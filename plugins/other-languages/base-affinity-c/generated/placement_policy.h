@@ -64,19 +64,26 @@ typedef struct clonegate_policy_types_health_t {
 #define CLONEGATE_POLICY_TYPES_HEALTH_OFFLINE 3
 #define CLONEGATE_POLICY_TYPES_HEALTH_OTHER 4
 
+// A text of an inventory, by its number there. The same text may stand there more than once: compare texts, not numbers.
+typedef uint32_t clonegate_policy_types_text_t;
+
+// Labels of a record of an inventory: the number of their set there.
+typedef uint32_t clonegate_policy_types_label_set_t;
+
+// A label of an inventory.
+typedef struct clonegate_policy_types_listed_label_t {
+  clonegate_policy_types_text_t   key;
+  clonegate_policy_types_text_t   value;
+} clonegate_policy_types_listed_label_t;
+
 typedef struct {
   bool is_some;
   uint32_t val;
 } placement_policy_option_u32_t;
 
-typedef struct {
-  clonegate_policy_types_label_t *ptr;
-  size_t len;
-} clonegate_policy_types_list_label_t;
-
 // One root of storage: a bucket and prefix, or a directory.
 typedef struct clonegate_policy_types_datastore_t {
-  clonegate_policy_types_id_t   id;
+  clonegate_policy_types_text_t   id;
   clonegate_policy_types_health_t   health;
   // What it may hold.
   clonegate_policy_types_bytes_t   capacity;
@@ -92,7 +99,7 @@ typedef struct clonegate_policy_types_datastore_t {
   uint32_t   pool_clones;
   // Recent mean latency of its store in microseconds; none: not known.
   placement_policy_option_u32_t   latency_us;
-  clonegate_policy_types_list_label_t   labels;
+  clonegate_policy_types_label_set_t   labels;
 } clonegate_policy_types_datastore_t;
 
 typedef struct clonegate_policy_types_base_state_t {
@@ -114,6 +121,11 @@ typedef struct clonegate_policy_types_base_state_t {
 #define CLONEGATE_POLICY_TYPES_BASE_STATE_FAILED 4
 #define CLONEGATE_POLICY_TYPES_BASE_STATE_OTHER 5
 
+typedef struct {
+  clonegate_policy_types_label_t *ptr;
+  size_t len;
+} clonegate_policy_types_list_label_t;
+
 // A read-only copy of one template version on one datastore.
 typedef struct clonegate_policy_types_base_t {
   clonegate_policy_types_id_t   id;
@@ -134,22 +146,57 @@ typedef struct clonegate_policy_types_base_t {
   clonegate_policy_types_list_label_t   labels;
 } clonegate_policy_types_base_t;
 
+// A base of an inventory; its fields are those of `base`.
+typedef struct clonegate_policy_types_listed_base_t {
+  clonegate_policy_types_text_t   id;
+  clonegate_policy_types_text_t   image;
+  clonegate_policy_types_text_t   datastore;
+  clonegate_policy_types_base_state_t   state;
+  uint32_t   deltas;
+  uint32_t   delta_limit;
+  clonegate_policy_types_bytes_t   size;
+  clonegate_policy_types_bytes_t   delta_bytes;
+  clonegate_policy_types_unix_ms_t   created_ms;
+  clonegate_policy_types_label_set_t   labels;
+} clonegate_policy_types_listed_base_t;
+
 typedef struct {
   clonegate_policy_types_datastore_t *ptr;
   size_t len;
 } clonegate_policy_types_list_datastore_t;
 
 typedef struct {
-  clonegate_policy_types_base_t *ptr;
+  clonegate_policy_types_listed_base_t *ptr;
   size_t len;
-} clonegate_policy_types_list_base_t;
+} clonegate_policy_types_list_listed_base_t;
+
+typedef struct {
+  clonegate_policy_types_listed_label_t *ptr;
+  size_t len;
+} clonegate_policy_types_list_listed_label_t;
+
+typedef struct {
+  uint32_t *ptr;
+  size_t len;
+} placement_policy_list_u32_t;
 
 // One consistent view: all datastores, and the bases of the image in question.
+// 
+// It is the long part of a question, so it comes in six pieces, however many records there are: records hold numbers in place of texts
+// and labels. Text `n` is what stands in `texts` from `text-ends[n - 1]` (from 0 for the first) up to `text-ends[n]`.
 typedef struct clonegate_policy_types_inventory_t {
   // Names this view in the log of decisions.
   uint64_t   revision;
   clonegate_policy_types_list_datastore_t   datastores;
-  clonegate_policy_types_list_base_t   bases;
+  clonegate_policy_types_list_listed_base_t   bases;
+  // The labels of all records, one set behind the other.
+  clonegate_policy_types_list_listed_label_t   labels;
+  // Where each set ends in `labels`. The first begins at 0, each other where the one before it ends.
+  placement_policy_list_u32_t   label_ends;
+  // The texts of all records, one behind the other.
+  placement_policy_string_t   texts;
+  // Where each text ends in `texts`, bytes of UTF-8. The first begins at 0, each other where the one before it ends.
+  placement_policy_list_u32_t   text_ends;
 } clonegate_policy_types_inventory_t;
 
 typedef uint8_t clonegate_policy_types_lifetime_t;
@@ -504,17 +551,23 @@ void clonegate_policy_types_health_free(clonegate_policy_types_health_t *ptr);
 
 void placement_policy_option_u32_free(placement_policy_option_u32_t *ptr);
 
-void clonegate_policy_types_list_label_free(clonegate_policy_types_list_label_t *ptr);
-
 void clonegate_policy_types_datastore_free(clonegate_policy_types_datastore_t *ptr);
 
 void clonegate_policy_types_base_state_free(clonegate_policy_types_base_state_t *ptr);
 
+void clonegate_policy_types_list_label_free(clonegate_policy_types_list_label_t *ptr);
+
 void clonegate_policy_types_base_free(clonegate_policy_types_base_t *ptr);
+
+void clonegate_policy_types_listed_base_free(clonegate_policy_types_listed_base_t *ptr);
 
 void clonegate_policy_types_list_datastore_free(clonegate_policy_types_list_datastore_t *ptr);
 
-void clonegate_policy_types_list_base_free(clonegate_policy_types_list_base_t *ptr);
+void clonegate_policy_types_list_listed_base_free(clonegate_policy_types_list_listed_base_t *ptr);
+
+void clonegate_policy_types_list_listed_label_free(clonegate_policy_types_list_listed_label_t *ptr);
+
+void placement_policy_list_u32_free(placement_policy_list_u32_t *ptr);
 
 void clonegate_policy_types_inventory_free(clonegate_policy_types_inventory_t *ptr);
 
