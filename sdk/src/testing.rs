@@ -15,8 +15,8 @@ mod record;
 pub use record::{Difference, Replay, recorded_settings, replay_placement, replay_reset, replay_rollover};
 
 use crate::types::{
-    Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Labels, Lifetime, PlacementRequest, PlacementVerdict,
-    ResetEvent, ResetRequest, RolloverRequest, RolloverTrigger, Target, Volume,
+    Base, BaseState, Context, Datastore, Exit, Health, Inventory, Label, Labels, Lifetime, PlacementRequest,
+    PlacementVerdict, ResetEvent, ResetRequest, RolloverRequest, RolloverTrigger, Target, Volume,
 };
 
 const GIB: u64 = 1 << 30;

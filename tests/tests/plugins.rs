@@ -150,6 +150,7 @@ fn every_command_of_the_page_does_what_it_says() {
     // On a machine that is busy enough the time is up first.
     assert!(trap.contains("out-of-fuel") || trap.contains("time-out"), "the looping version was asked, and ended");
     let beside = trap.lines().filter(|line| line.contains("\"beside"));
-    let shadows: Vec<Value> = beside.map(|line| serde_json::from_str::<Value>(line).unwrap()["shadow"][0].take()).collect();
+    let shadows: Vec<Value> =
+        beside.map(|line| serde_json::from_str::<Value>(line).unwrap()["shadow"][0].take()).collect();
     assert!(!shadows.is_empty() && shadows.iter().all(|s| s["plugin"] == "idea"), "the shadow was asked: {shadows:?}");
 }

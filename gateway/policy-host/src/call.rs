@@ -310,8 +310,7 @@ impl Plugin {
         match question {
             Question::Placement { request, inventory } => {
                 let Some(export) = &self.exports.placement else { return missing() };
-                let (own, inventory) =
-                    (wit::Labels::of([&*request.labels].into_iter()), wit::Flat::of(inventory));
+                let (own, inventory) = (wit::Labels::of([&*request.labels].into_iter()), wit::Flat::of(inventory));
                 let targets = wit::rejected_targets(request);
                 let rejected = wit::rejections(request, &targets);
                 let request = wit::placement_request(request, &own, &rejected);

@@ -196,7 +196,11 @@ mod tests {
         };
         for (pointer, wrong, path) in [
             ("/inventory/bases/1/deltas", Value::from("three"), "$.inventory.bases[1]: invalid type: string"),
-            ("/inventory/datastores/0/health", Value::from("well"), "$.inventory.datastores[0]: unknown variant `well`"),
+            (
+                "/inventory/datastores/0/health",
+                Value::from("well"),
+                "$.inventory.datastores[0]: unknown variant `well`",
+            ),
             ("/request/count", Value::from(-1), "$.request: invalid value: integer `-1`"),
             ("/slot", Value::from("colour"), "$.slot: it is placement, rollover or reset"),
             ("/inventory", Value::from(7), "invalid type: integer `7`"),

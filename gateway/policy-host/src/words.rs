@@ -107,7 +107,8 @@ mod tests {
         assert_eq!(changed(choose(&["b1", "b2"]), choose(&["b1"])), "candidate 2: b2 -> none");
         let refuse = Outcome::Answer(Answer::Placement(PlacementVerdict::Refuse("full".into())));
         assert_eq!(changed(choose(&["b1", "+d2"]), refuse), "choose b1, +d2 -> refuse: full");
-        let discard = |timing| ResetVerdict::Discard(ResetPlan { timing, onto: ResetOnto::SameBase, reason: "x".into() });
+        let discard =
+            |timing| ResetVerdict::Discard(ResetPlan { timing, onto: ResetOnto::SameBase, reason: "x".into() });
         let reset = |verdict| Outcome::Answer(Answer::Reset(verdict));
         assert_eq!(
             changed(reset(discard(ResetTiming::Now)), reset(ResetVerdict::AskAgain(60))),

@@ -44,7 +44,8 @@ impl<'a> Flat<'a> {
         let mut before: Option<(&advice::Base, u32, u32)> = None;
         let bases = inventory.bases.iter().map(|b| {
             let image = before.filter(|(known, ..)| known.image == b.image).map(|(_, image, _)| image);
-            let datastore = before.filter(|(known, ..)| known.datastore == b.datastore).map(|(.., datastore)| datastore);
+            let datastore =
+                before.filter(|(known, ..)| known.datastore == b.datastore).map(|(.., datastore)| datastore);
             // The gateway lists datastores by name. A recorded question may list them otherwise; then the text is sent again.
             let listed = || inventory.datastores.binary_search_by(|d| d.id.cmp(&b.datastore)).ok().map(count);
             let image = image.unwrap_or_else(|| texts.add(&b.image));

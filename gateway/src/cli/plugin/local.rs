@@ -83,8 +83,9 @@ pub(super) fn pack(core: &Path, out: Option<PathBuf>) -> Result<(), Failure> {
 
 pub(super) fn check(component: &Component, form: Form) -> Result<(), Failure> {
     let (plugin, settings) = load(component, &Compiler::this_program()?)?;
-    check_settings(&plugin, &CallLimits::default(), &settings)
-        .map_err(|e| e.on(component.file.display().to_string()).hint("it takes no question without settings; give some"))?;
+    check_settings(&plugin, &CallLimits::default(), &settings).map_err(|e| {
+        e.on(component.file.display().to_string()).hint("it takes no question without settings; give some")
+    })?;
     let info = plugin.info();
     if form == Form::Json {
         output::json(info);
