@@ -2,6 +2,10 @@
 //!
 //! Runs are kept in leaves of at most [`LEAF_RUNS`], behind a sorted vector of first blocks. A clone shares the leaves
 //! until one side changes them, so that a snapshot costs a vector of pointers. An empty map owns nothing.
+//!
+//! A lookup in a large map is as slow as its misses of the processor's caches, so there is a sample of the first blocks, and of the runs of
+//! each leaf in its head: two small searches that stay in the near caches, then the head, then one window of runs, whose lines are fetched
+//! together because its comparisons do not wait for each other.
 
 use std::sync::Arc;
 
@@ -10,6 +14,12 @@ use clonegate_core::limits::SEGMENT_BLOCKS_MAX;
 const LEAF_RUNS: usize = 256;
 /// Leaves grow by this many runs, so that little room is unused.
 const LEAF_GROW: usize = 32;
+/// Runs of a leaf between two samples.
+const WINDOW: usize = 16;
+/// Samples of a leaf.
+const SAMPLES: usize = LEAF_RUNS / WINDOW - 1;
+/// First blocks of leaves between two samples.
+const KEY_WINDOW: usize = 64;
 const ZERO: u32 = u32::MAX;
 const FRAME_BITS: u32 = 14;
 /// A run's first block is kept relative to its leaf in 32 bits; beyond this a new leaf begins.
@@ -101,14 +111,38 @@ fn low32(value: u64) -> u32 {
 struct Leaf {
     base: u64,
     runs: Vec<Packed>,
+    /// Where the runs `WINDOW`, `2 * WINDOW`, … start; more than any start where there are none.
+    samples: [u32; SAMPLES],
 }
 
 impl Leaf {
+    fn new(base: u64, runs: Vec<Packed>) -> Self {
+        let mut leaf = Self { base, runs, samples: [u32::MAX; SAMPLES] };
+        leaf.resample(0);
+        leaf
+    }
+
+    /// Takes the samples again, after the runs from `from` on have changed.
+    fn resample(&mut self, from: usize) {
+        for (n, sample) in self.samples.iter_mut().enumerate().skip((from / WINDOW).saturating_sub(1)) {
+            *sample = self.runs.get((n + 1) * WINDOW).map_or(u32::MAX, |run| run.start);
+        }
+    }
+
     /// The first run that ends after `block`.
     fn first_after(&self, block: u64) -> usize {
         let Some(relative) = block.checked_sub(self.base) else { return 0 };
-        let at = self.runs.partition_point(|run| u64::from(run.start) <= relative);
-        if at > 0 && u64::from(self.runs[at - 1].start) + self.runs[at - 1].blocks() > relative { at - 1 } else { at }
+        let relative = low32(relative.min(u64::from(u32::MAX - 1)));
+        let window = self.samples.iter().map(|sample| usize::from(*sample <= relative)).sum::<usize>() * WINDOW;
+        // The last one may hold more, for as long as a leaf is too full.
+        let end = if window == SAMPLES * WINDOW { self.runs.len() } else { self.runs.len().min(window + WINDOW) };
+        let runs = self.runs.get(window..end).unwrap_or_default();
+        // No search: each comparison would wait for the memory of the one before.
+        let at = window + runs.iter().map(|run| usize::from(run.start <= relative)).sum::<usize>();
+        match at.checked_sub(1).and_then(|before| self.runs.get(before)) {
+            Some(run) if u64::from(run.start) + run.blocks() > u64::from(relative) => at - 1,
+            _ => at,
+        }
     }
 
     fn get(&self, index: usize) -> Option<MapRun> {
@@ -120,6 +154,9 @@ impl Leaf {
             self.runs.reserve_exact(LEAF_GROW);
         }
         self.runs.push(run);
+        if self.runs.len() % WINDOW == 1 {
+            self.resample(self.runs.len() - 1);
+        }
     }
 }
 
@@ -128,6 +165,8 @@ impl Leaf {
 pub struct BlockMap {
     /// First block that each leaf answers for; the first is 0.
     keys: Vec<u64>,
+    /// Every [`KEY_WINDOW`]th of them, from the first on.
+    tops: Vec<u64>,
     leaves: Vec<Arc<Leaf>>,
     runs: usize,
     data_blocks: u64,
@@ -158,12 +197,22 @@ impl BlockMap {
     pub fn memory(&self) -> usize {
         let leaves: usize =
             self.leaves.iter().map(|l| l.runs.capacity() * size_of::<Packed>() + size_of::<Leaf>() + 16).sum();
-        leaves + self.keys.capacity() * 8 + self.leaves.capacity() * 8
+        leaves + (self.keys.capacity() + self.tops.capacity() + self.leaves.capacity()) * 8
     }
 
     /// The leaf that answers for `block`. The map is not empty of leaves.
     fn leaf_of(&self, block: u64) -> usize {
-        self.keys.partition_point(|&key| key <= block).saturating_sub(1)
+        let window = self.tops.partition_point(|&key| key <= block).saturating_sub(1) * KEY_WINDOW;
+        let end = self.keys.len().min(window + KEY_WINDOW);
+        let keys = self.keys.get(window..end).unwrap_or_default();
+        (window + keys.partition_point(|&key| key <= block)).saturating_sub(1)
+    }
+
+    /// After the keys from `from` on have changed.
+    fn resample(&mut self, from: usize) {
+        let from = from / KEY_WINDOW;
+        self.tops.truncate(from);
+        self.tops.extend(self.keys.iter().skip(from * KEY_WINDOW).step_by(KEY_WINDOW));
     }
 
     /// The run that holds `block`.
@@ -201,7 +250,8 @@ impl BlockMap {
     fn insert_one(&mut self, run: MapRun) {
         if self.leaves.is_empty() {
             self.keys.push(0);
-            self.leaves.push(Arc::new(Leaf { base: 0, runs: Vec::new() }));
+            self.leaves.push(Arc::new(Leaf::new(0, Vec::new())));
+            self.resample(0);
         }
         let mut first = self.leaf_of(run.start);
         if run.start - self.leaves[first].base >= LEAF_SPAN {
@@ -219,11 +269,15 @@ impl BlockMap {
                 last += 1;
             } else {
                 self.keys[last] = run.end;
+                self.resample(last);
                 break;
             }
         }
-        self.keys.drain(first + 1..last);
-        self.leaves.drain(first + 1..last);
+        if last > first + 1 {
+            self.keys.drain(first + 1..last);
+            self.leaves.drain(first + 1..last);
+            self.resample(first + 1);
+        }
         if let Some(right) = right {
             self.add_right(first, right);
         }
@@ -249,9 +303,11 @@ impl BlockMap {
         if let Some(next) = self.keys.get(at + 1) {
             key = key.min(*next);
         }
+        leaf.resample(from.saturating_sub(1));
         runs.extend(moved.iter().map(|r| Packed::new(run.start, *r)));
         self.keys.insert(at + 1, key);
-        self.leaves.insert(at + 1, Arc::new(Leaf { base: run.start, runs }));
+        self.leaves.insert(at + 1, Arc::new(Leaf::new(run.start, runs)));
+        self.resample(at + 1);
         at + 1
     }
 
@@ -312,6 +368,7 @@ impl BlockMap {
             }
             leaf.runs.splice(low..high, new);
         }
+        leaf.resample(low);
         let after = leaf.runs.len();
         self.runs = self.runs + after - before;
         right
@@ -326,6 +383,7 @@ impl BlockMap {
         }
         let packed = Packed::new(leaf.base, right);
         leaf.runs.insert(index, packed);
+        leaf.resample(index);
         self.runs += 1;
     }
 
@@ -347,6 +405,7 @@ impl BlockMap {
         let before = leaf.runs.len();
         let base = leaf.base;
         leaf.runs.splice(..cut, rest.map(|r| Packed::new(base, r)));
+        leaf.resample(0);
         self.runs = self.runs + leaf.runs.len() - before;
         leaf.runs.is_empty()
     }
@@ -362,10 +421,12 @@ impl BlockMap {
         let runs: Vec<Packed> = leaf.runs[middle..].to_vec();
         leaf.runs.truncate(middle);
         leaf.runs.shrink_to(middle + LEAF_GROW / 2);
+        leaf.resample(middle);
         let key = leaf.base + u64::from(runs[0].start);
-        let leaf = Leaf { base: leaf.base, runs };
+        let leaf = Leaf::new(leaf.base, runs);
         self.keys.insert(at + 1, key);
         self.leaves.insert(at + 1, Arc::new(leaf));
+        self.resample(at + 1);
     }
 
     /// Appends a run behind all others; for loading a checkpoint.
@@ -378,11 +439,12 @@ impl BlockMap {
             let first = self.leaves.is_empty();
             if first && run.start >= LEAF_SPAN {
                 self.keys.push(0);
-                self.leaves.push(Arc::new(Leaf { base: 0, runs: Vec::new() }));
+                self.leaves.push(Arc::new(Leaf::new(0, Vec::new())));
             }
             let key = if self.leaves.is_empty() { 0 } else { run.start };
             self.keys.push(key);
-            self.leaves.push(Arc::new(Leaf { base: key, runs: Vec::new() }));
+            self.leaves.push(Arc::new(Leaf::new(key, Vec::new())));
+            self.resample(self.keys.len().saturating_sub(2));
         }
         if let Place::Object { .. } = run.place {
             self.data_blocks += run.end - run.start;
@@ -514,9 +576,17 @@ mod tests {
         assert_eq!(map.iter().count(), map.len());
         let data = model.values().filter(|p| matches!(p, Place::Object { .. })).count();
         assert_eq!(map.data_blocks(), data as u64);
+        let sampled: Vec<u64> = map.keys.iter().step_by(KEY_WINDOW).copied().collect();
+        assert_eq!(map.tops, sampled);
+        for leaf in &map.leaves {
+            assert_eq!(leaf.samples, Leaf::new(leaf.base, leaf.runs.clone()).samples);
+        }
         for (block, at) in model.iter().step_by(7) {
             let run = map.get(*block).expect("a block that was put");
             assert_eq!(run.place.advance(block - run.start), *at);
+        }
+        for block in 0..model.keys().last().map_or(0, |last| last + 2) {
+            assert_eq!(map.get(block).is_some(), model.contains_key(&block), "block {block}");
         }
         let mut again = BlockMap::new();
         map.iter().for_each(|run| again.load(run));

@@ -93,8 +93,9 @@ fn bits_of(blocks: u64) -> u32 {
     (2 * blocks).next_power_of_two().ilog2()
 }
 
-/// A map of that many scattered blocks; lookups on this thread alone.
-fn lookups(blocks: u64) {
+/// A map of a delta of so many MiB in scattered blocks; lookups on this thread alone.
+fn lookups(mib: u64) {
+    let blocks = mib * MIB / BLOCK;
     let bits = bits_of(blocks);
     let mut map = BlockMap::new();
     for n in 0..blocks {
@@ -112,8 +113,8 @@ fn lookups(blocks: u64) {
         done += 10_000;
     }
     let rate = done as f64 / begin.elapsed().as_secs_f64();
-    let what =
-        format!("lookups of random blocks on one core, {blocks} dirty blocks, {} % found", found * 100 / done.max(1));
+    let found = found * 100 / done.max(1);
+    let what = format!("lookups of random blocks on one core, a delta of {mib} MiB ({blocks} blocks), {found} % found");
     line(&what, &format!("{:.1} million/s", rate / 1e6), "≥ 5 million/s");
     let each = map.memory() as f64 / map.data_blocks() as f64;
     line("memory of the map for a dirty block", &format!("{each:.1} bytes"), "≤ 16 bytes");
@@ -254,14 +255,22 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (directory, rest) = match arguments.as_slice() {
         [directory, rest @ ..] => (Path::new(directory), rest),
-        [] => bail!("usage: bench-map DIRECTORY [MIB]   (the largest delta; 10240 unless said otherwise)"),
+        [] => bail!("usage: bench-map DIRECTORY [MIB | lookups]   (MIB: the largest delta; 10240 unless said otherwise)"),
     };
+    if rest == ["lookups"] {
+        println!("| what | measured | goal |\n|---|---|---|");
+        [64, 256, 1024, 4096, 10240].into_iter().for_each(lookups);
+        return Ok(());
+    }
     if rest == ["idle"] {
         return idle(directory).await;
     }
     let mib: u64 = rest.first().map_or(Ok(10240), |mib| mib.parse()).context("MiB of the largest delta")?;
     println!("| what | measured | goal |\n|---|---|---|");
-    lookups(mib * MIB / BLOCK);
+    let sizes = [64, 256, 1024, 4096, 10240, mib];
+    let mut sizes: Vec<u64> = sizes.into_iter().filter(|size| *size <= mib).collect();
+    sizes.dedup();
+    sizes.into_iter().for_each(lookups);
     discard(&directory.join("discard")).await?;
     let place = directory.join("idle");
     make_idle(&place).await?;
