@@ -3,7 +3,9 @@
 use std::io::Cursor;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use clonegate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use clonegate::store::{Store, StoreConfig};
 use clonegate_core::ids::{GatewayId, Name};
 use clonegate_tests::gateway::command;
+use tokio::io::{AsyncRead, ReadBuf};
 
 const FUA: WriteOptions = WriteOptions { fua: true, expect: None };
 
@@ -178,4 +181,77 @@ async fn what_fences_a_deleted_clone_is_in_the_grace_list_and_its_data_is_gone()
     let report = gateway.fsck(true, Some(0), true).await.unwrap();
     assert!(report.findings.is_empty() && report.grace > 0, "{report:?}");
     assert_eq!(below(dir.path(), "/deleted").len(), 1, "the fence stays, whatever the grace of the check");
+}
+
+/// An image of which the second half comes when it is told to.
+struct Slow {
+    image: Cursor<Vec<u8>>,
+    half: u64,
+    go_on: Option<tokio::sync::oneshot::Receiver<()>>,
+}
+
+impl AsyncRead for Slow {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let waits = self.image.position() >= self.half;
+        if let Some(go_on) = self.go_on.as_mut().filter(|_| waits) {
+            std::task::ready!(Pin::new(go_on).poll(context)).map_err(std::io::Error::other)?;
+            self.go_on = None;
+        }
+        Pin::new(&mut self.image).poll_read(context, into)
+    }
+}
+
+/// Makes files look as if they had been there for two hours.
+fn make_old(paths: &[PathBuf]) {
+    let then = std::time::UNIX_EPOCH + Duration::from_millis(Clock::system().now_ms()) - Duration::from_secs(7200);
+    for path in paths {
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_packs_of_an_import_that_takes_hours_are_not_taken_for_left_over_while_it_goes_on() {
+    for stalled in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let gateway = gateway(dir.path()).await;
+        let image: Vec<u8> = (0..10u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).rotate_left(n % 31).to_le_bytes()).collect();
+        let size = Some(image.len() as u64);
+        let (go_on, told) = tokio::sync::oneshot::channel();
+        let slow = Slow { half: 36 << 20, image: Cursor::new(image.clone()), go_on: Some(told) };
+        let importing = {
+            let gateway = Arc::clone(&gateway);
+            let request = ImportTemplate { name: "t".to_owned(), ..ImportTemplate::default() };
+            let input = Input::RawStream { reader: Box::new(slow), size };
+            tokio::spawn(async move { gateway.import_template(request, input, Arc::new(NoProgress)).await })
+        };
+        let begun = std::time::Instant::now();
+        while below(dir.path(), "/packs/").is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no pack is written");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        // Two hours later.
+        make_old(&below(dir.path(), "/packs/"));
+        if stalled {
+            make_old(&below(dir.path(), "/making/"));
+        }
+        let packs = below(dir.path(), "/packs/").len();
+        let report = gateway.fsck(true, None, false).await.unwrap();
+        assert_eq!(report.findings.is_empty(), !stalled, "{:?}", report.findings);
+        assert!(stalled || below(dir.path(), "/packs/").len() >= packs, "a pack of a running import was removed");
+        go_on.send(()).unwrap();
+        let imported = importing.await.unwrap();
+        if stalled {
+            // It stood still for hours: then it fails, rather than be an image without its packs.
+            assert_eq!(imported.unwrap_err().code(), "image-swept");
+            assert_eq!(gateway.show_template("t").await.unwrap_err().kind(), clonegate_core::ErrorKind::NotFound);
+        } else {
+            imported.unwrap();
+            let device = gateway.open("template/t".parse().unwrap()).await.unwrap();
+            let range = clonegate_core::units::ByteRange::new(0, image.len() as u64);
+            assert!(device.read(range).await.unwrap().concat() == image);
+        }
+        let report = gateway.fsck(false, Some(0), true).await.unwrap();
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+        assert!(below(dir.path(), "/making/").is_empty());
+    }
 }

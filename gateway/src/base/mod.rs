@@ -9,6 +9,7 @@ mod boot;
 mod device;
 mod fetch;
 mod forget;
+pub(crate) mod making;
 pub mod frame;
 pub(crate) mod packed;
 mod raw;

@@ -14,6 +14,7 @@ use super::pages::Pages;
 use super::source::{self, Piece, Source, in_background};
 use super::{ImportOptions, ImportStats, Imported, Input, Progress, ProgressNow};
 use crate::base::frame::Frames;
+use crate::base::making::Making;
 use crate::clock::Clock;
 use crate::store::{PutNew, Store, keys};
 
@@ -36,7 +37,12 @@ pub(super) async fn run(
     source.size.map_or(Ok(()), |size| check_fits(size, &options))?;
     let mut packs = Packs::new(store, clock);
     let id: IndexId = clock.id();
-    match import(store, &mut source, &options, progress, clock, &mut packs, id).await {
+    let making = Making::begin(store, clock).await?;
+    let imported = match import(store, &mut source, &options, progress, clock, &mut packs, id).await {
+        Ok(imported) => making.check().await.map(|()| imported),
+        failed => failed,
+    };
+    let done = match imported {
         Ok(imported) => Ok(imported),
         Err(error) => {
             if let Err(left) = store.delete(&keys::index(id)).await {
@@ -45,7 +51,9 @@ pub(super) async fn run(
             packs.undo().await;
             Err(error)
         }
-    }
+    };
+    making.end().await;
+    done
 }
 
 fn check_fits(size: u64, options: &ImportOptions) -> Result<()> {

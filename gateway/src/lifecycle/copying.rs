@@ -9,6 +9,7 @@ use clonegate_core::{ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
 use super::datastores::Datastore;
+use crate::base::making::Making;
 use crate::store::keys;
 
 /// Packs copied at once; each is held in memory.
@@ -25,19 +26,30 @@ pub(super) async fn bring(from: &Datastore, to: &Datastore, index: IndexId) -> R
     let body = from.store.get(&key).await?;
     let packs = Index::decode(&body).map_err(|e| e.on(key.to_string()))?.record.packs;
     tracing::info!(%index, packs = packs.len(), from = %from.name, to = %to.name, "copying an image");
-    futures::stream::iter(packs)
-        .map(|pack| async move {
-            let key = keys::pack(pack);
-            if to.store.head(&key).await.is_ok() {
-                return Ok(());
-            }
-            to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
-        })
-        .buffer_unordered(COPIES_AT_ONCE)
-        .try_collect::<Vec<()>>()
-        .await?;
-    // Last, so that an index is never there without its packs.
-    to.store.put_new(&key, body).await.map(drop)
+    let making = Making::begin(&to.store, to.store.clock()).await?;
+    let copied = async {
+        futures::stream::iter(packs)
+            .map(|pack| async move {
+                let key = keys::pack(pack);
+                if to.store.head(&key).await.is_ok() {
+                    return Ok(());
+                }
+                to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
+            })
+            .buffer_unordered(COPIES_AT_ONCE)
+            .try_collect::<Vec<()>>()
+            .await?;
+        // Last, so that an index is never there without its packs.
+        to.store.put_new(&key, body).await?;
+        if let Err(error) = making.check().await {
+            to.store.delete(&key).await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+    .await;
+    making.end().await;
+    copied
 }
 
 /// Removes an index that no base names any more. Its packs may be shared with other images: `fsck --repair` removes those that are not.

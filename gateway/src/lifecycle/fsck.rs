@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use clonegate_core::Result;
+use clonegate_core::{ErrorKind, Result};
 use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{CloneEntry, DiskEntry, TemplateEntry};
 use clonegate_core::format::clone::CloneRecord;
@@ -105,8 +105,10 @@ impl Check<'_> {
         self.clones(&slots).await?;
         self.volumes().await?;
         self.bases().await?;
+        // Before the indexes are listed: see `base::making`.
+        let being_made = self.images_being_made().await?;
         let packs = self.indexes().await?;
-        self.packs(packs).await
+        self.packs(packs, being_made).await
     }
 
     fn verifier(&mut self) -> Verifier<'_> {
@@ -350,13 +352,39 @@ impl Check<'_> {
         Ok(readable.then_some(packs))
     }
 
+    /// Whether images are being made, so that packs that no index names may be theirs.
+    async fn images_being_made(&mut self) -> Result<bool> {
+        let all = keys::makings();
+        let mut young = false;
+        for listed in self.datastore.store.list(&all).await? {
+            let key = all.key(&listed.key)?;
+            match self.datastore.store.head(&key).await {
+                Ok(meta) if self.is_young(meta.modified_ms) => young = true,
+                Ok(_) => {
+                    if self.repair {
+                        self.datastore.store.delete(&key).await?;
+                    }
+                    self.found(&key, "an image whose making was cut short", self.repair);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // One may have come in place of one that was taken away.
+        Ok(young || self.repair && !self.datastore.store.list(&all).await?.is_empty())
+    }
+
     /// Every pack is named by an index.
-    async fn packs(&mut self, needed: Option<HashSet<PackId>>) -> Result<()> {
+    async fn packs(&mut self, needed: Option<HashSet<PackId>>, being_made: bool) -> Result<()> {
         let Some(needed) = needed else { return Ok(()) };
         for listed in self.datastore.store.list(&keys::packs()).await? {
             let Ok(id) = listed.key.parse::<PackId>() else { continue };
             self.report.objects += 1;
             let key = keys::pack(id);
+            if !needed.contains(&id) && being_made {
+                self.report.grace += 1;
+                continue;
+            }
             if needed.contains(&id) || self.is_young(self.datastore.store.head(&key).await?.modified_ms) {
                 continue;
             }

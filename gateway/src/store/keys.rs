@@ -124,6 +124,21 @@ pub fn indexes() -> Prefix {
     prefix("indexes".to_owned())
 }
 
+/// `making/<id>/<n>`: an image is being made whose packs no index names yet.
+pub fn making(id: IndexId, n: u64) -> Key {
+    key(format!("making/{id}/{n:08}"))
+}
+
+/// `making/<id>/`.
+pub fn making_dir(id: IndexId) -> Prefix {
+    prefix(format!("making/{id}"))
+}
+
+/// `making/`.
+pub fn makings() -> Prefix {
+    prefix("making".to_owned())
+}
+
 /// `bases/`.
 pub fn bases() -> Prefix {
     prefix("bases".to_owned())
