@@ -71,12 +71,14 @@ struct Plan {
     at: Vec<(u64, Fault)>,
     dies_at: Option<(u64, bool)>,
     down: bool,
+    full: bool,
     late: Vec<Late>,
 }
 
 impl Faults {
     fn with(random: Option<(StdRng, Rates)>) -> Arc<Self> {
-        let plan = Plan { calls: 0, injected: 0, random, at: Vec::new(), dies_at: None, down: false, late: Vec::new() };
+        let (at, late) = (Vec::new(), Vec::new());
+        let plan = Plan { calls: 0, injected: 0, random, at, dies_at: None, down: false, full: false, late };
         Arc::new(Self(std::sync::Mutex::new(plan), tokio::sync::Notify::new()))
     }
 
@@ -126,6 +128,17 @@ impl Faults {
         self.plan().down = true;
     }
 
+    /// Nothing can be put any more, as in a store without room (507); everything else goes on. `false`: there is room again.
+    pub fn fill(&self, full: bool) {
+        self.plan().full = full;
+    }
+
+    fn is_full(&self) -> bool {
+        let mut plan = self.plan();
+        plan.injected += u64::from(plan.full);
+        plan.full
+    }
+
     /// From now on faults happen at random.
     pub fn turn(&self, seed: u64, rates: Rates) {
         self.plan().random = Some((StdRng::seed_from_u64(seed), rates));
@@ -135,6 +148,7 @@ impl Faults {
     pub fn heal(&self) {
         let mut plan = self.plan();
         plan.down = false;
+        plan.full = false;
         plan.dies_at = None;
         plan.random = None;
         plan.at.clear();
@@ -218,6 +232,11 @@ pub(crate) fn busy() -> Error {
     Error::Generic { store: "fault", source: text.into() }
 }
 
+fn full() -> Error {
+    let text = "Server returned non-2xx status code: 507 Insufficient Storage: injected";
+    Error::Generic { store: "fault", source: text.into() }
+}
+
 /// An object store in whose way faults are put.
 #[derive(Debug)]
 pub struct FaultStore {
@@ -262,6 +281,9 @@ impl fmt::Display for FaultStore {
 impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let fault = self.faults.draw();
+        if self.faults.is_full() && fault.is_none() {
+            return Err(full());
+        }
         self.faults.send_later(fault, || Late::Put(location.clone(), payload.clone(), options.clone()));
         self.meet_as(fault, self.inner.put_opts(location, payload, options)).await
     }

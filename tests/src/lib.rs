@@ -22,6 +22,7 @@ pub mod raw_http;
 pub mod rehearsal;
 pub mod serve;
 pub mod sim;
+pub mod small_disk;
 pub mod stamped;
 pub mod tree;
 pub mod uefi;

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +17,12 @@ use clonegate_core::Result;
 use clonegate_core::ids::{GatewayId, Name};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use tempfile::TempDir;
 
 use crate::faults::{FaultStore, Faults};
 
-/// The stores of a rehearsal by name: the home and the datastores.
-pub struct Stores(BTreeMap<String, Arc<InMemory>>);
+/// The stores of a rehearsal by name, the home and the datastores, and the journals of its gateways, if they have any.
+pub struct Stores(BTreeMap<String, Arc<InMemory>>, Option<TempDir>);
 
 impl fmt::Debug for Stores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,12 +37,34 @@ impl Stores {
     /// A home and these datastores, all empty.
     pub fn new(datastores: &[&str]) -> Self {
         let names = std::iter::once(HOME).chain(datastores.iter().copied());
-        Self(names.map(|name| (name.to_owned(), Arc::default())).collect())
+        Self(names.map(|name| (name.to_owned(), Arc::default())).collect(), None)
+    }
+
+    /// The same with a journal for each gateway.
+    ///
+    /// # Panics
+    /// When there is no temporary directory.
+    #[must_use]
+    pub fn with_journals(self) -> Self {
+        Self(self.0, Some(tempfile::tempdir().expect("a temporary directory")))
+    }
+
+    /// Where the journal of a gateway is.
+    fn journal(&self, number: u8) -> Option<PathBuf> {
+        Some(self.1.as_ref()?.path().join(format!("journal-{number}")))
     }
 
     /// Another world that is like this one now.
+    ///
+    /// # Panics
+    /// When a journal cannot be copied.
     pub fn fork(&self) -> Self {
-        Self(self.0.iter().map(|(name, store)| (name.clone(), Arc::new(store.fork()))).collect())
+        let journals = self.1.as_ref().map(|from| {
+            let to = tempfile::tempdir().expect("a temporary directory");
+            copy(from.path(), to.path());
+            to
+        });
+        Self(self.0.iter().map(|(name, store)| (name.clone(), Arc::new(store.fork()))).collect(), journals)
     }
 
     /// Opens these stores, each with what [`wrap`](FaultStore) puts in its way.
@@ -88,11 +113,28 @@ impl Stores {
             gateway: GatewayId::from_bytes([number; 16]),
             host: format!("host-{number}"),
             icache_bytes: 16 << 20,
-            delta: DeltaSettings { journal: None, ..DeltaSettings::default() },
+            delta: DeltaSettings {
+                journal: self.journal(number),
+                journal_inline: true,
+                journal_file_bytes: 1 << 20,
+                ..DeltaSettings::default()
+            },
             idle_close: Duration::from_secs(300),
             power_off_grace: Duration::from_millis(50),
             slots_per_base: 3,
         };
         Gateway::start_on(settings, Arc::new(BuiltIn), Clock::system(), self.opener(wrap)).await
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a directory").flatten() {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&to).expect("a directory");
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).expect("a file");
+        }
     }
 }

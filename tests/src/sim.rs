@@ -189,9 +189,27 @@ impl World {
     /// # Errors
     /// As [`Volume::open`].
     pub async fn open(&self, gateway: &SimGateway) -> Result<Arc<Volume>> {
+        self.open_record(gateway, self.record.clone()).await
+    }
+
+    /// Opens clone number `n`, a sibling of the clone.
+    ///
+    /// # Errors
+    /// As [`Volume::open`].
+    ///
+    /// # Panics
+    /// Never: the name is valid.
+    pub async fn open_sibling(&self, gateway: &SimGateway, n: u8) -> Result<Arc<Volume>> {
+        let name = Name::new(format!("clone-{n}")).expect("a valid name");
+        let record =
+            CloneRecord { id: CloneId::from_bytes([100 + n; 16]), name, slot: n.into(), ..self.record.clone() };
+        self.open_record(gateway, record).await
+    }
+
+    async fn open_record(&self, gateway: &SimGateway, record: CloneRecord) -> Result<Arc<Volume>> {
         Volume::open(VolumeSetup {
             store: gateway.store.clone(),
-            record: self.record.clone(),
+            record,
             bases: Arc::new(SimBases { size: self.base_size }),
             engine: Arc::clone(&gateway.engine),
         })

@@ -126,6 +126,124 @@ fn a_deleted_volume_takes_no_write_of_a_stalled_owner_and_is_not_opened_again() 
 }
 
 #[test]
+fn an_owner_that_slept_until_nothing_was_left_of_its_deleted_volume_acknowledges_nothing() {
+    for durability in [Durability::Object, Durability::Local, Durability::Ephemeral] {
+        life(&mut world(durability), 1, async |world| {
+            let directory = tempfile::tempdir().unwrap();
+            let journal = (durability == Durability::Local).then(|| directory.path().join("journal"));
+            let gateway = world.gateway(1, &Faults::none(), journal.as_deref()).unwrap();
+            let owner = world.open(&gateway).await.unwrap();
+            put(&owner, 3, 1).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            // Deleted by another gateway, and an hour later the fence goes too, while this one stands still.
+            let store = world.store();
+            bury(&store, &world.record, &world.clock).await.unwrap();
+            fence(&store, &world.record, GatewayId::from_bytes([9; 16]), &world.clock).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(3700)).await;
+            let own = keys::clone_dir(world.record.id);
+            for object in store.list(&own).await.unwrap() {
+                store.delete(&own.key(&object.key).unwrap()).await.unwrap();
+            }
+            let first = put(&owner, 4, 2).await;
+            // A journal and an ephemeral volume promise nothing that needs the store; they learn it right after.
+            assert!(durability != Durability::Object || first.is_err(), "a write into nothing was acknowledged");
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let error = put(&owner, 5, 2).await.unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Fenced, "clone-deleted"), "{durability:?}");
+            assert!(byte(&*owner, 3).await.is_err(), "{durability:?}: reads go on");
+        });
+    }
+}
+
+#[test]
+fn an_owner_that_was_idle_for_hours_goes_on() {
+    for durability in [Durability::Object, Durability::Local, Durability::Ephemeral] {
+        life(&mut world(durability), 1, async |world| {
+            let gateway = world.gateway(1, &Faults::none(), None).unwrap();
+            let owner = world.open(&gateway).await.unwrap();
+            for hours in 0..4u8 {
+                put(&owner, 3, hours).await.unwrap();
+                assert_eq!(byte(&*owner, 3).await.unwrap(), hours);
+                tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+            }
+            // Also when the store does not answer at first.
+            gateway.faults.outage();
+            let writing = {
+                let owner = Arc::clone(&owner);
+                tokio::spawn(async move { put(&owner, 3, 9).await })
+            };
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            gateway.faults.heal();
+            writing.await.unwrap().unwrap();
+            assert_eq!(byte(&*owner, 3).await.unwrap(), 9);
+        });
+    }
+}
+
+#[test]
+fn a_store_that_fills_up_in_the_middle_of_anything_is_waited_out() {
+    for durability in [Durability::Object, Durability::Local] {
+        for (round, after) in [0u64, 1, 2, 3, 5, 8, 13].into_iter().enumerate() {
+            life(&mut world(durability), round as u64, async |world| {
+                let directory = tempfile::tempdir().unwrap();
+                let journal = (durability == Durability::Local).then(|| directory.path().join("journal"));
+                let gateway = world.gateway(1, &Faults::none(), journal.as_deref()).unwrap();
+                let volume = world.open(&gateway).await.unwrap();
+                for n in 0..24u8 {
+                    put(&volume, u64::from(n % 7), n).await.unwrap();
+                }
+                // It is full some requests into a fold, a checkpoint, a collection.
+                let upkeep = {
+                    let volume = Arc::clone(&volume);
+                    tokio::spawn(async move { volume.tend().await })
+                };
+                let begun = gateway.faults.calls();
+                while gateway.faults.calls() < begun + after && !upkeep.is_finished() {
+                    tokio::task::yield_now().await;
+                }
+                gateway.faults.fill(true);
+                let mut acknowledged = [None; 16];
+                let mut refused = 0;
+                for n in 0..8u8 {
+                    let block = u64::from(8 + n % 4);
+                    volume.write(block * 4096, vec![100 + n; 4096].into(), WriteOptions::default()).await.unwrap();
+                    match tokio::time::timeout(Duration::from_secs(60), volume.flush()).await {
+                        Ok(Ok(())) => acknowledged[usize::try_from(block).unwrap()] = Some(100 + n),
+                        Ok(Err(error)) => {
+                            assert_eq!((error.kind(), error.code()), (ErrorKind::Exhausted, "store-full"));
+                            refused += 1;
+                        }
+                        Err(_) => refused += 1,
+                    }
+                }
+                match durability {
+                    Durability::Object => assert_eq!(refused, 8, "what is nowhere was acknowledged"),
+                    _ => assert_eq!(refused, 0, "the journal has room"),
+                }
+                assert!(volume.status().dead.is_none());
+                // What reads is not concerned.
+                assert_eq!(byte(&*volume, 2).await.unwrap(), 23);
+                gateway.faults.fill(false);
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                volume.flush().await.expect("there is room again");
+                let _ = upkeep.await.unwrap();
+                volume.tend().await.expect("there is room again");
+                let now = read_all(&volume).await.unwrap();
+                for (block, fill) in acknowledged.iter().enumerate().filter_map(|(n, fill)| Some((n, (*fill)?))) {
+                    assert!(now[block * 4096] >= fill, "block {block}");
+                }
+                assert!((8..12).all(|block| now[block * 4096] == 100 + u8::try_from(block).unwrap() - 4));
+                volume.close().await.unwrap();
+                let other = world.gateway(2, &Faults::none(), None).unwrap();
+                assert!(read_all(&world.open(&other).await.unwrap()).await.unwrap() == now);
+                let report = check(&world.store(), &world.record, true).await.unwrap();
+                assert!(report.is_sound(), "{report:#?}");
+            });
+        }
+    }
+}
+
+#[test]
 fn a_fence_takes_the_place_of_a_record_that_is_still_under_way() {
     life(&mut world(Durability::Object), 1, async |world| {
         let one = world.gateway(1, &Faults::none(), None).unwrap();

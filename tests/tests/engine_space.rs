@@ -7,11 +7,15 @@ use bytes::Bytes;
 use clonegate::clock::Clock;
 use clonegate::delta::DeltaSettings;
 use clonegate::device::{Device, WriteOptions};
+use clonegate::exports::Exports;
+use clonegate::lifecycle::views::{CreateClones, CreateDisk, DurabilityView, ImportTemplate};
 use clonegate::store::{Operation, keys};
 use clonegate::volume::Volume;
 use clonegate_core::format::clone::Durability;
 use clonegate_core::units::ByteRange;
 use clonegate_tests::faults::Faults;
+use clonegate_tests::lab::{import, order};
+use clonegate_tests::rehearsal::Stores;
 use clonegate_tests::sim::{SimGateway, World, runtime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -164,5 +168,53 @@ fn garbage_does_not_wait_for_its_grace_when_there_is_too_much_of_it() {
         tokio::time::sleep(Duration::from_secs(600)).await;
         let left = stored(&world).await;
         assert!(left < 64 * MIB, "{left} bytes are left ten minutes later, of 12 MiB live ones");
+    });
+}
+
+#[test]
+fn reading_a_delta_larger_than_all_caches_takes_nothing_of_the_shared_cache_of_bases() {
+    let stores = Stores::new(&["fast"]);
+    runtime().block_on(async {
+        let gateway = stores.gateway(1, &Faults::none()).await.unwrap();
+        let mut random = StdRng::seed_from_u64(5);
+        let image: Vec<u8> = (0..4 * MIB / 8).flat_map(|_| random.random_range(0..u64::MAX).to_le_bytes()).collect();
+        let request = ImportTemplate { name: "t".to_owned(), ..ImportTemplate::default() };
+        import(&gateway, request, image.clone()).await.unwrap();
+        let clones = CreateClones { durability: Some(DurabilityView::Object), ..order("c", "t", Some(2)) };
+        gateway.create_clones(clones, false).await.unwrap();
+        let base = gateway.open("c-001".parse().unwrap()).await.unwrap();
+        let all = ByteRange::new(0, 4 * MIB);
+        assert!(base.read(all).await.unwrap().concat() == image);
+        let warm = gateway.icache().stats();
+        assert!(warm.misses > 0, "{warm:?}");
+        // A delta over the same base, and one that is larger than the caches of bases (16 MiB) and of deltas (64 MiB) together.
+        let disk = CreateDisk {
+            name: "d".to_owned(),
+            size: 96 * MIB,
+            durability: Some(DurabilityView::Object),
+            ..CreateDisk::default()
+        };
+        gateway.create_disk(disk, false).await.unwrap();
+        for (export, size) in [("c-002", 4 * MIB), ("disk/d", 96 * MIB)] {
+            let device = gateway.open(export.parse().unwrap()).await.unwrap();
+            for at in (0..size).step_by(4 << 20) {
+                let piece = Bytes::from(vec![u8::try_from(at >> 20).unwrap() + 1; 4 << 20]);
+                device.write(at, piece, WriteOptions::default()).await.unwrap();
+            }
+            device.flush().await.unwrap();
+            for at in (0..size).step_by(1 << 20) {
+                let read = device.read(ByteRange::new(at, at + MIB)).await.unwrap().concat();
+                assert!(read.iter().all(|byte| u64::from(*byte) == (at >> 20) / 4 * 4 + 1), "{export} at {at}");
+            }
+        }
+        let before = gateway.icache().stats();
+        assert_eq!(
+            (before.misses, before.resident_bytes),
+            (warm.misses, warm.resident_bytes),
+            "a delta went through the cache of bases"
+        );
+        assert!(base.read(all).await.unwrap().concat() == image);
+        assert_eq!(gateway.icache().stats().misses, warm.misses, "what the base held there was put out");
+        assert!(gateway.engine().cache_bytes() <= 64 * MIB);
     });
 }

@@ -191,7 +191,11 @@ struct Slow {
 }
 
 impl AsyncRead for Slow {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         let waits = self.image.position() >= self.half;
         if let Some(go_on) = self.go_on.as_mut().filter(|_| waits) {
             std::task::ready!(Pin::new(go_on).poll(context)).map_err(std::io::Error::other)?;
@@ -214,7 +218,8 @@ async fn the_packs_of_an_import_that_takes_hours_are_not_taken_for_left_over_whi
     for stalled in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let gateway = gateway(dir.path()).await;
-        let image: Vec<u8> = (0..10u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).rotate_left(n % 31).to_le_bytes()).collect();
+        let image: Vec<u8> =
+            (0..10u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).rotate_left(n % 31).to_le_bytes()).collect();
         let size = Some(image.len() as u64);
         let (go_on, told) = tokio::sync::oneshot::channel();
         let slow = Slow { half: 36 << 20, image: Cursor::new(image.clone()), go_on: Some(told) };

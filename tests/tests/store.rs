@@ -11,6 +11,7 @@ use clonegate_core::ErrorKind;
 use clonegate_core::ids::{BaseId, GatewayId};
 use clonegate_core::units::ByteRange;
 use clonegate_tests::faults::{Fault, FaultStore, Faults, Rates, Sloppy, SloppyStore};
+use clonegate_tests::small_disk::SmallDisk;
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
 
@@ -276,12 +277,11 @@ async fn small_objects_of_a_thousand_clones_are_created_quickly() {
 
 #[tokio::test]
 async fn a_full_disk_is_one_clear_line_and_leaves_nothing_half_done() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount(1) else {
         println!("skipped: needs the right to mount a tmpfs");
         return;
     };
-    let store =
-        Store::open(&StoreConfig::new(format!("file://{}", disk.0.path().display())), &Clock::system()).unwrap();
+    let store = Store::open(&StoreConfig::new(format!("file://{}", disk.path().display())), &Clock::system()).unwrap();
     let big = Bytes::from(vec![7; 300_000]);
     let one = (0..5).map(|n| (key(&format!("a/{n}")), big.clone()));
     let mut errors = Vec::new();
@@ -296,24 +296,6 @@ async fn a_full_disk_is_one_clear_line_and_leaves_nothing_half_done() {
     }
     for listed in store.list(&keys::all()).await.unwrap() {
         assert_eq!(listed.size, 300_000);
-    }
-}
-
-/// A file system of one megabyte, unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let mount = ["-t", "tmpfs", "-o", "size=1m", "clonegate-test"];
-        let done = std::process::Command::new("mount").args(mount).arg(directory.path()).output().ok()?;
-        done.status.success().then_some(Self(directory))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(std::process::Command::new("umount").arg(self.0.path()).status());
     }
 }
 

@@ -4,7 +4,7 @@
 //! `unlink` record of its own, so a stale owner cannot delete.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use clonegate_core::format::log::{Change, ObjectName, Position};
 use clonegate_core::limits::UNLINK_OBJECTS_MAX;
@@ -85,7 +85,8 @@ pub async fn garbage(
     let listing = Listing::read(store, state.clone).await?;
     let mut live: HashSet<ObjectName> = names_of(&state.objects, &state.image);
     live.extend(&stored.objects);
-    let kept: HashSet<Position> = state.kept.iter().map(|k| k.kept.at).chain(stored.kept.iter().copied()).collect();
+    // In order, so that a simulation asks the store in the same order each time.
+    let kept: BTreeSet<Position> = state.kept.iter().map(|k| k.kept.at).chain(stored.kept.iter().copied()).collect();
     memory.kept.retain(|at, _| kept.contains(at));
     for at in kept {
         live.insert(ObjectName::Checkpoint(at));

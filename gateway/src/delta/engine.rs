@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use clonegate_core::ids::{CloneId, GatewayId};
@@ -28,6 +28,8 @@ pub struct DeltaSettings {
     /// Write the journal where a batch is sealed rather than in a thread, and do not sync it: for simulations, in which
     /// time stands still.
     pub journal_inline: bool,
+    /// Says that the disk of the journal has no room left: for simulations.
+    pub journal_full: Arc<AtomicBool>,
     /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it.
     pub dirty_bytes: u64,
     /// The same for one volume.
@@ -54,6 +56,7 @@ impl Default for DeltaSettings {
             journal: None,
             journal_file_bytes: 64 << 20,
             journal_inline: false,
+            journal_full: Arc::default(),
             dirty_bytes: 1 << 30,
             dirty_bytes_per_volume: 64 << 20,
             cache_bytes: 64 << 20,
@@ -108,6 +111,7 @@ impl Engine {
             owner: gateway.to_string(),
             file_bytes: settings.journal_file_bytes,
             inline: settings.journal_inline,
+            full: Arc::clone(&settings.journal_full),
         });
         let journal = journal.map(|settings| Journal::open(settings, &clock)).transpose()?;
         let engine = Arc::new(Self {

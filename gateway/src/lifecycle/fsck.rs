@@ -5,13 +5,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use clonegate_core::{ErrorKind, Result};
 use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{CloneEntry, DiskEntry, TemplateEntry};
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::format::envelope;
 use clonegate_core::format::index::Index;
 use clonegate_core::ids::{BaseId, CloneId, IndexId, Name, PackId};
+use clonegate_core::{ErrorKind, Result};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;

@@ -21,6 +21,8 @@ enum Outcome {
     GivenUp,
     /// No store here has it.
     Unknown,
+    /// Something of them is lost, and an operator has to say yes to that.
+    Held,
 }
 
 impl Gateway {
@@ -42,6 +44,8 @@ impl Gateway {
                         Ok(Outcome::GivenUp) => gateway.engine.forget(id),
                         Ok(Outcome::Unknown) => tracing::warn!(volume = %id,
                             "the journal holds flushed writes of a volume that no store here has; they stay in it"),
+                        Ok(Outcome::Held) => tracing::error!(volume = %id,
+                            "the journal does not hold all that it should of a volume: `clonegate clone accept-loss` says what"),
                         Err(error) if error.kind() == ErrorKind::Unavailable => later.push(id),
                         Err(error) => tracing::error!(volume = %id, %error, "flushed writes of the journal could not be put into the store"),
                     }
@@ -67,7 +71,9 @@ impl Gateway {
             return self.look_for_tombstone(id).await;
         };
         // Opening it puts them into the store; it is closed when nobody uses it.
-        Arc::clone(self).open_export(name).await.map(|_| Outcome::Shipped)
+        Arc::clone(self).open_export(name).await?;
+        let held = self.engine.pending_clones().contains(&id);
+        Ok(if held { Outcome::Held } else { Outcome::Shipped })
     }
 
     /// Only a volume that is known to be deleted is given up: a wrong configuration must lose nothing.

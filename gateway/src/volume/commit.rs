@@ -20,7 +20,7 @@ use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::core::{Batch, Core};
+use super::core::{Batch, Core, Moment};
 use super::ops::Operation;
 use super::room::Room;
 use super::upkeep::{House, Round};
@@ -193,7 +193,11 @@ impl Committer {
         let key = keys::epoch(self.core.record.id, clonegate_core::ids::Epoch(epoch.0 + 1));
         match self.core.store.head(&key).await {
             Ok(_) => Err(fenced(&self.core.record)),
-            Err(_) => Ok(()),
+            Err(_) => match self.core.still_ours(epoch).await {
+                Err(error) if error.kind() == ErrorKind::Fenced => Err(error),
+                // A store that does not answer says nothing; it is looked at again.
+                _ => Ok(()),
+            },
         }
     }
 
@@ -321,8 +325,21 @@ impl Committer {
         let cold = head.record.blocks as usize >= COLD_RUN_BLOCKS * head.extents.len();
         let done = Done { head, size: object.len() as u64, newest, upto, begun, room };
         let core = Arc::clone(&self.core);
+        let sent = Moment::now(&core.engine.clock);
+        let epoch = done.head.record.at.epoch;
         self.in_flight.push_back(Box::pin(async move {
             put(&core, &key, object, cold).await?;
+            // What is in nobody's way may be in nobody's volume.
+            let mut wait = RETRY_FIRST;
+            while let Err(error) = core.still_ours(epoch).await {
+                if error.kind() == ErrorKind::Fenced {
+                    return Err(error);
+                }
+                tracing::warn!(clone = %core.record.name, %error, "a commit waits to know whether its volume is still there");
+                core.engine.clock.sleep(core.engine.clock.jitter(wait)).await;
+                wait = (wait * 2).min(RETRY_LAST);
+            }
+            *core.confirmed.lock() = sent;
             Ok(done)
         }));
         Ok(())

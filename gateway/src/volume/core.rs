@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clonegate_core::format::clone::{CloneRecord, Durability};
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use super::base::{BaseProvider, BaseRead};
 use super::commit::Command;
 use super::room::Room;
+use crate::clock::Clock;
 use crate::delta::dirty::Dirty;
 use crate::delta::journal::{Journal, Submission};
 use crate::delta::state::LogState;
@@ -82,6 +84,25 @@ pub(super) struct State {
     pub(super) seen: Seen,
     /// Notes for the next process whether anything accepted is stored nowhere.
     pub(super) mark: Mark,
+}
+
+/// A moment by both clocks of the host: one stands still while the host sleeps, the other may be set back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    at: Instant,
+    wall_ms: u64,
+}
+
+impl Moment {
+    pub(super) fn now(clock: &Clock) -> Self {
+        Self { at: clock.instant(), wall_ms: clock.now_ms() }
+    }
+
+    /// Time since then by the clock that says more.
+    pub(super) fn elapsed(self, clock: &Clock) -> Duration {
+        let wall = Duration::from_millis(clock.now_ms().saturating_sub(self.wall_ms));
+        clock.instant().saturating_duration_since(self.at).max(wall)
+    }
 }
 
 /// Tells whether a log that was read has more now.
@@ -187,6 +208,8 @@ pub(super) struct Core {
     pub(super) read_end: AtomicU64,
     /// The engine's tick at which what is known of the log was last known to be true.
     pub(super) looked: AtomicU64,
+    /// When the volume was last known to be ours and not deleted.
+    pub(super) confirmed: Mutex<Moment>,
     /// Somebody was sent to look.
     pub(super) looking: AtomicBool,
     /// An operator said that flushed writes of a lost gateway may be missing.

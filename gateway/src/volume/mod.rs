@@ -176,6 +176,7 @@ impl Volume {
             commands: Mutex::new(None),
             read_end: AtomicU64::new(0),
             looked: AtomicU64::new(tick),
+            confirmed: Mutex::new(core::Moment::now(&engine.clock)),
             looking: AtomicBool::new(false),
             lost_tail_accepted: AtomicBool::new(false),
             torn: AtomicBool::new(torn),

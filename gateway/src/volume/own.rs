@@ -11,7 +11,7 @@ use clonegate_core::ids::{Epoch, GatewayId};
 use clonegate_core::{Error, ErrorKind, Result};
 
 use super::commit::{Command, Committer, closed};
-use super::core::{Core, Role, Seen};
+use super::core::{Core, Moment, Role, Seen};
 use crate::delta::Engine;
 use crate::delta::claim::{Claimant, claim, fenced};
 use crate::delta::journal::Journal;
@@ -22,6 +22,9 @@ use crate::store::{Store, keys};
 
 /// How long a read waits for a look at the log before it is answered from what is known.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long an owner may know nothing of its volume before it has to look whether that was deleted: well below the hour for which what fences
+/// a deleted volume stays.
+const UNKNOWN_MOST: Duration = Duration::from_secs(20 * 60);
 
 /// What of a listing tells whether there is anything new.
 pub(super) fn seen(listing: &Listing) -> Seen {
@@ -51,9 +54,16 @@ impl Core {
         task.await.map_err(|_| super::read::stopping())?
     }
 
-    /// Puts what the journal of this gateway held of the volume into the store.
+    /// Puts what the journal of this gateway held of the volume into the store. When something of it is lost, the volume stays a reader until
+    /// an operator says yes.
     pub(super) async fn recover(self: &Arc<Self>) -> Result<()> {
-        self.own().await
+        match self.own().await {
+            Err(error) if error.code() == "lost-tail" => {
+                tracing::error!(clone = %self.record.name, %error, "it can be read, and not written");
+                Ok(())
+            }
+            owned => owned,
+        }
     }
 
     /// The other gateway that has the volume open for writing, or ended without closing it.
@@ -74,14 +84,15 @@ impl Core {
         let loaded = load(&self.store, &self.record).await?;
         let leftovers = loaded.listing.logs.len() + loaded.listing.segments.len();
         let lost_tail = self.check_tail(&loaded).await?;
-        let tail = self.tail(&loaded).await?;
+        let (tail, gap) = self.tail(&loaded).await?;
         let lost = is_torn(&self.engine, &self.store, &self.record, loaded.end).await?;
         let who = Claimant {
             gateway: self.engine.gateway,
             journal: self.engine.journal.as_ref().filter(|_| self.mode == Durability::Local).map(Journal::id),
             fresh: self.mode == Durability::Ephemeral,
-            lost_tail,
+            lost_tail: lost_tail || gap,
         };
+        let begun = Moment::now(&self.engine.clock);
         let mut log = claim(&self.store, &self.record, loaded, &who, &self.engine.clock).await?;
         self.replay_tail(&mut log, tail).await?;
         let base = self.base(log.image.base).await?;
@@ -99,6 +110,7 @@ impl Core {
         state.mark = self.engine.unsettled.begin(self.record.id, torn);
         state.next_batch = mark + 1;
         self.looked.store(self.engine.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+        *self.confirmed.lock() = begun;
         self.progress.begin_at(mark);
         Committer::start(self, at, mark, leftovers);
         self.publish(&state);
@@ -152,6 +164,7 @@ impl Core {
         }
         let look = self.look();
         let result = tokio::select! {
+            biased;
             result = look => result,
             () = self.engine.clock.sleep(PATIENCE) => Err(Error::unavailable("slow-store", "the store does not answer")),
         };
@@ -186,6 +199,12 @@ impl Core {
         let next = keys::epoch(self.record.id, Epoch(at.epoch.0 + 1));
         match self.store.head(&next).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
+                if let Err(error) = self.still_ours(at.epoch).await {
+                    if error.kind() == ErrorKind::Fenced {
+                        self.die(&error);
+                    }
+                    return Err(error);
+                }
                 self.looked.fetch_max(tick, Ordering::Relaxed);
                 Ok(())
             }
@@ -197,6 +216,34 @@ impl Core {
                 Err(error)
             }
         }
+    }
+
+    /// What keeps an owner out whose volume was deleted stays for an hour. An owner that knew nothing of its volume for longer than a part of that
+    /// may find nothing in its way, so it looks whether the volume is there at all: before it believes that a record was accepted.
+    ///
+    /// # Errors
+    /// `Fenced` with code `clone-deleted`; what the store gives.
+    pub(super) async fn still_ours(&self, epoch: Epoch) -> Result<()> {
+        let confirmed = *self.confirmed.lock();
+        if confirmed.elapsed(&self.engine.clock) < UNKNOWN_MOST {
+            return Ok(());
+        }
+        let begun = Moment::now(&self.engine.clock);
+        // In this order: the tombstone goes last, so when it is gone the claim is gone too.
+        for (key, there) in [(keys::deleted(self.record.id), false), (keys::epoch(self.record.id, epoch), true)] {
+            let found = match self.store.head(&key).await {
+                Ok(_) => true,
+                Err(error) if error.kind() == ErrorKind::NotFound => false,
+                Err(error) => return Err(error),
+            };
+            if found != there {
+                return Err(
+                    Error::fenced("clone-deleted", "the volume was deleted meanwhile").on(self.record.name.to_string())
+                );
+            }
+        }
+        *self.confirmed.lock() = begun;
+        Ok(())
     }
 
     /// Reads what other gateways wrote, however young what is known may be.

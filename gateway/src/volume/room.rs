@@ -67,6 +67,7 @@ impl Core {
             // Volumes that send nothing by themselves hold on to what they have until they are asked.
             self.engine.pressure.notify_waiters();
             tokio::select! {
+                biased;
                 got = &mut everybody => return Ok(Room { own, all: Some(got.map_err(closed)?) }),
                 () = self.engine.clock.sleep(PRESSURE_PAUSE) => {}
             }

@@ -39,9 +39,13 @@ impl Core {
             return Ok(None);
         }
         let loaded = load(&self.store, &self.record).await?;
-        match self.check_tail(&loaded).await {
+        let checked = match self.check_tail(&loaded).await {
+            Ok(_) => self.tail(&loaded).await.map(drop),
+            checked => checked.map(drop),
+        };
+        match checked {
             Err(error) if error.code() == "lost-tail" => Ok(Some(error)),
-            checked => checked.map(|_| None),
+            checked => checked.map(|()| None),
         }
     }
 
@@ -61,29 +65,40 @@ impl Core {
             Some(claim) => (claim.journal, claim.gateway.to_string()),
             None => (None, "a gateway that is not known".to_owned()),
         };
-        if journal.is_some() && journal == self.journal_id() {
-            return Ok(false);
-        }
+        let ours = self.engine.journal.as_ref().filter(|ours| journal == Some(ours.id()));
+        let why = match (ours, &claim) {
+            (Some(ours), Some(claim)) => {
+                let (id, mark) = (self.record.id, loaded.state.journal_mark);
+                let Some(place) = ours.damage(id, mark, claim.claimed_ms) else { return Ok(false) };
+                format!("the journal is damaged ({place})")
+            }
+            _ => format!("gateway {gateway} had it open and did not close it"),
+        };
+        self.needs_yes(loaded, &why)
+    }
+
+    /// True when an operator said yes to what is lost, and otherwise the error that asks for it.
+    fn needs_yes(&self, loaded: &Loaded, why: &str) -> Result<bool> {
         if self.lost_tail_accepted.load(Ordering::Acquire) {
-            tracing::warn!(clone = %self.record.name, %gateway, "taken over without the journal of its last owner");
+            tracing::warn!(clone = %self.record.name, %why, "flushed writes that only a journal held are given up");
             return Ok(true);
         }
+        let stored = std::time::UNIX_EPOCH + Duration::from_millis(loaded.state.modified_ms);
+        let stored = humantime::format_rfc3339_seconds(stored);
         Err(Error::conflict(
             "lost-tail",
             format!(
-                "gateway {gateway} had it open and did not close it: everything up to {} is here, what was flushed after \
-                 that (a second or so) may be in its journal only",
-                humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_millis(loaded.state.modified_ms)),
+                "{why}: everything up to {stored} is here, what was flushed after that (a second or so) may be in that journal only"
             ),
         )
         .on(self.record.name.to_string())
-        .hint("start that gateway with its journal, or give these writes up with `clonegate clone accept-loss`"))
+        .hint("start the gateway with its journal whole, or give these writes up with `clonegate clone accept-loss`"))
     }
 
-    /// What our journal held of this volume and may still be applied.
-    pub(super) async fn tail(&self, loaded: &Loaded) -> Result<Vec<Entry>> {
+    /// What our journal held of this volume and may still be applied, and whether something is missing in it that an operator gave up.
+    pub(super) async fn tail(&self, loaded: &Loaded) -> Result<(Vec<Entry>, bool)> {
         let Some(journal) = self.engine.journal.as_ref().filter(|j| j.has_pending(self.record.id)) else {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         };
         let mut entries = journal.read_pending(self.record.id)?;
         entries.retain(|entry| entry.record.number > loaded.state.journal_mark);
@@ -91,12 +106,12 @@ impl Core {
         // An epoch of another gateway in between went on without these writes: they are given up, and it was said then.
         let mut ours = last;
         if entries.is_empty() {
-            return Ok(entries);
+            return Ok((entries, false));
         }
         let oldest = entries.iter().map(|entry| entry.record.epoch).min().unwrap_or(last);
         let mut epoch = last;
         while epoch > oldest {
-            if !self.is_ours_or_unopened(epoch).await? {
+            if !self.may_miss_older(epoch).await? {
                 break;
             }
             epoch = Epoch(epoch.0 - 1);
@@ -107,30 +122,36 @@ impl Core {
         entries.retain(valid);
         if entries.len() < before {
             tracing::warn!(clone = %self.record.name, entries = before - entries.len(),
-                "flushed writes in the journal are older than a takeover by another gateway: given up");
+                "flushed writes in the journal are older than a takeover by another gateway, or than an operator's yes: given up");
         }
         // Numbers have no gap; behind one, the order of writes would be broken.
         let whole =
             entries.iter().zip(loaded.state.journal_mark + 1..).take_while(|(e, n)| e.record.number == *n).count();
-        if whole < entries.len() {
-            return Err(Error::corrupt(
-                "journal-damaged",
-                format!("batch {} is missing", loaded.state.journal_mark + 1 + whole as u64),
-            )
-            .on(self.record.name.to_string())
-            .hint("move the journal away and accept that its writes are lost, or restore it"));
+        let gap = whole < entries.len();
+        if gap {
+            let missing = loaded.state.journal_mark + 1 + whole as u64;
+            self.needs_yes(loaded, &format!("batch {missing} is missing in the journal"))?;
+            entries.truncate(whole);
         }
-        Ok(entries)
+        Ok((entries, gap))
     }
 
-    async fn is_ours_or_unopened(&self, epoch: Epoch) -> Result<bool> {
-        match self.claim_of(epoch).await {
-            Ok(claim) if claim.journal.is_some() && claim.journal == self.journal_id() => return Ok(true),
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    /// Whether what our journal holds of epochs before this one may still be missing in the log: nobody opened it, or we did and may have
+    /// died before all of it was there.
+    async fn may_miss_older(&self, epoch: Epoch) -> Result<bool> {
+        let ours = match self.claim_of(epoch).await {
+            Ok(claim) => claim.journal.is_some() && claim.journal == self.journal_id(),
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
         match read_head(&self.store, self.record.id, Position::new(epoch.0, 0), None).await {
-            Ok((head, _)) => Ok(matches!(head.record.what, Change::Poison { .. })),
+            Ok((head, _)) => Ok(match head.record.what {
+                Change::Poison { .. } => true,
+                // What was given up with a yes stays given up.
+                Change::Open { lost_tail, .. } => ours && !lost_tail,
+                _ => false,
+            }),
+            // Collected, so that the epoch was at work, which begins when everything older is in the log.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }

@@ -255,7 +255,9 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (directory, rest) = match arguments.as_slice() {
         [directory, rest @ ..] => (Path::new(directory), rest),
-        [] => bail!("usage: bench-map DIRECTORY [MIB | lookups]   (MIB: the largest delta; 10240 unless said otherwise)"),
+        [] => {
+            bail!("usage: bench-map DIRECTORY [MIB | lookups]   (MIB: the largest delta; 10240 unless said otherwise)")
+        }
     };
     if rest == ["lookups"] {
         println!("| what | measured | goal |\n|---|---|---|");

@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clonegate::delta::check::{Standing, check};
@@ -29,6 +30,7 @@ struct Figures {
     late: u64,
     crashes: u64,
     takeovers: u64,
+    full: u64,
     acknowledged: u64,
 }
 
@@ -40,6 +42,7 @@ impl Figures {
         self.late += other.late;
         self.crashes += other.crashes;
         self.takeovers += other.takeovers;
+        self.full += other.full;
         self.acknowledged += other.acknowledged;
     }
 }
@@ -94,6 +97,32 @@ impl Simulation {
             .unwrap_or_else(|| panic!("{what}: acknowledged writes are lost, or the bytes are of no moment there was"))
     }
 
+    /// Now and then the store, or the disk of the journal, has no room for a while.
+    fn fill_up(&mut self, gateway: &SimGateway) {
+        let what = self.random.random_range(0..80u32);
+        let time = Duration::from_millis(self.random.random_range(0..20_000));
+        match what {
+            0 => {
+                let faults = Arc::clone(&gateway.faults);
+                faults.fill(true);
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    faults.fill(false);
+                });
+            }
+            1 | 2 if self.world.record.durability == Durability::Local => {
+                let full = Arc::clone(&gateway.engine.settings.journal_full);
+                full.store(true, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    full.store(false, Ordering::Relaxed);
+                });
+            }
+            _ => return,
+        }
+        self.figures.full += 1;
+    }
+
     /// Random steps. Says whether the volume came through them alive.
     async fn steps(&mut self, gateway: &SimGateway, volume: &Volume, count: u32) -> bool {
         for _ in 0..count {
@@ -101,6 +130,7 @@ impl Simulation {
             self.stamp += 1;
             let step = draw(&mut self.random, SIZE, self.stamp);
             self.figures.steps += 1;
+            self.fill_up(gateway);
             let done = tokio::time::timeout(PATIENCE, act(&self.world, volume, &mut self.model, &step)).await;
             self.note(match &done {
                 Ok(Ok(())) => 0,
@@ -111,7 +141,8 @@ impl Simulation {
                 // Dropped in the middle: what it was to replace may or may not be replaced.
                 Err(_) => return false,
                 Ok(Err(error)) => {
-                    let passing = matches!(error.kind(), ErrorKind::Unavailable);
+                    // A store without room says so to whoever flushes.
+                    let passing = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Exhausted);
                     assert!(passing, "an error that no fault explains: {error:?}");
                 }
                 Ok(Ok(())) => {}
@@ -178,6 +209,8 @@ impl Simulation {
         let journal = journals[0].as_deref();
         let seed = self.random.random_range(0..u64::MAX);
         let calm = Faults::none();
+        // A life before may have ended while it was full.
+        self.world.settings.journal_full = Arc::default();
         let first = self.world.gateway(1, &calm, journal).expect("a journal of its own");
         let volume = self.world.open(&first).await.expect("no faults");
         self.settle(&volume, "after a restart").await;
@@ -220,6 +253,7 @@ impl Simulation {
         self.deliver(&Faults::none(), true).await;
         let journal = directory.map(|directory| directory.join("journal-1"));
         let journal = journal.as_deref();
+        self.world.settings.journal_full = Arc::default();
         let gateway = self.world.gateway(1, &Faults::none(), journal).expect("a journal of its own");
         let volume = self.world.open(&gateway).await.expect("no faults");
         self.settle(&volume, "at the end").await;

@@ -6,16 +6,18 @@
 
 mod scenes;
 
+use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clonegate::exports::Exports;
 use clonegate::lifecycle::Gateway;
-use clonegate::lifecycle::views::{ListJobs, ListQuery, PowerEvent};
+use clonegate::lifecycle::views::{DurabilityView, ListJobs, ListQuery, PowerEvent};
 use clonegate_core::Result;
 use clonegate_core::units::ByteRange;
 use clonegate_tests::faults::Faults;
+use clonegate_tests::lab::{read, write};
 use clonegate_tests::rehearsal::Stores;
 use clonegate_tests::sim::runtime;
 use futures::future::BoxFuture;
@@ -37,8 +39,24 @@ struct Scene {
     of_disk: bool,
 }
 
-/// Most crash points of one verb when nobody asks for more.
+/// Most crash points of one verb when nobody asks for more, and of one of `local` clones.
 const POINTS_USUAL: u64 = 120;
+const POINTS_LOCAL: u64 = 48;
+/// Where a clone of durability `local` has a flushed write that only the journal holds when a verb begins.
+const TAIL_AT: u64 = 64 << 10;
+
+thread_local! {
+    /// What the clones and disks of this thread's scenes promise; a world lives on one thread.
+    static MODE: Cell<DurabilityView> = const { Cell::new(DurabilityView::Object) };
+}
+
+fn mode() -> DurabilityView {
+    MODE.get()
+}
+
+fn is_local() -> bool {
+    mode() == DurabilityView::Local
+}
 
 fn long() -> u64 {
     std::env::var("CLONEGATE_LONG").ok().and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
@@ -86,6 +104,9 @@ async fn quiet(gateway: &Gateway) {
 /// What the lost gateway had open is taken over and said to be off, as an operator does after the loss of a gateway.
 async fn all_off(gateway: &Gateway) {
     for clone in gateway.list_clones(ListQuery::default()).await.expect("clones").items {
+        if is_local() {
+            gateway.accept_loss(clone.name.as_str(), false).await.unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
+        }
         gateway.take_clone_over(clone.name.as_str(), false).await.unwrap_or_else(|e| panic!("{}: {e:?}", clone.name));
         gateway
             .power_clone(clone.name.as_str(), PowerEvent::Off)
@@ -101,6 +122,9 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
     let faults = Faults::none();
     let (calls, acknowledged) = first.block_on(async {
         let gateway = stores.gateway(1, &faults).await.expect("a gateway starts");
+        if is_local() {
+            write(&gateway, "c", TAIL_AT, b"tail").await;
+        }
         let begin = faults.calls();
         if let Some((call, applied)) = dies_at {
             faults.die_at(begin + call, applied);
@@ -136,6 +160,9 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
         clean(&gateway, &at).await;
         let done = (scene.done)(Arc::clone(&gateway)).await;
         assert!(done || !acknowledged, "{at}: it was acknowledged and is not done");
+        if is_local() && !done && number == 1 {
+            assert_eq!(read(&gateway, "c", TAIL_AT).await, b"tail", "{at}: a flushed write is lost");
+        }
         if !done {
             (scene.act)(Arc::clone(&gateway)).await.unwrap_or_else(|e| panic!("{at}: not again: {e:?}"));
             quiet(&gateway).await;
@@ -160,6 +187,7 @@ async fn clean(gateway: &Gateway, at: &str) {
 /// The world as it is before a scene.
 fn begin(scene: &Scene) -> (Stores, Bystanders) {
     let stores = Stores::new(&["fast", "slow"]);
+    let stores = if is_local() { stores.with_journals() } else { stores };
     let before = runtime().block_on(async {
         let gateway = stores.gateway(1, &Faults::none()).await.expect("a gateway starts");
         scenes::furnish(&gateway).await;
@@ -178,7 +206,9 @@ fn die_everywhere(all: &[Scene]) {
         let begun = std::time::Instant::now();
         let (world, before) = begin(scene);
         let calls = play(scene, &world, &before, None);
-        let step = (calls * 2).div_ceil(POINTS_USUAL * long()).max(1);
+        let most = if is_local() { POINTS_LOCAL } else { POINTS_USUAL };
+        // An odd step, so that deaths before and after a request take turns.
+        let step = (calls * 2).div_ceil(most * long()).max(1) | 1;
         let mut here = 0;
         for point in (0..calls * 2).step_by(usize::try_from(step).expect("a small step")) {
             let death = Some((point / 2, point % 2 == 1));
@@ -223,4 +253,15 @@ fn a_death_at_any_request_of_a_job_leaves_nothing_half_done() {
 #[test]
 fn a_death_at_any_request_of_a_verb_of_disks_and_identities_leaves_nothing_half_done() {
     die_everywhere(scenes::DISKS);
+}
+
+#[test]
+fn a_death_at_any_request_of_a_verb_of_local_clones_loses_nothing_that_the_journal_has() {
+    MODE.set(DurabilityView::Local);
+    let of_one_clone =
+        ["clone delete", "reset", "undo of a reset", "snapshot", "restore", "drop of a snapshot", "update now"];
+    let all: Vec<Scene> =
+        scenes::CLONES.iter().chain(scenes::UPDATES).filter(|s| of_one_clone.contains(&s.name)).copied().collect();
+    assert_eq!(all.len(), of_one_clone.len());
+    die_everywhere(&all);
 }

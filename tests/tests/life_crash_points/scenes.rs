@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use clonegate::lifecycle::Gateway;
 use clonegate::lifecycle::views::{
-    ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, DurabilityView, HostKeys,
-    IdentitySpec, ImportTemplate, JobStateView, PowerEvent, Rebalance, RenewIdentity, RolloutAction, SetIdentity,
-    Started, TemplateView, ToTemplate, UpdateClones,
+    ChangePool, CloneView, CreateClones, CreateDisk, CreateFullClone, CreatePool, HostKeys, IdentitySpec,
+    ImportTemplate, JobStateView, PowerEvent, Rebalance, RenewIdentity, RolloutAction, SetIdentity, Started,
+    TemplateView, ToTemplate, UpdateClones,
 };
 use clonegate_core::{ErrorKind, Result};
 use clonegate_tests::lab::{image, import, read, write};
 
-use super::{Scene, bytes, quiet};
+use super::{Scene, bytes, mode, quiet};
 
 type G = Arc<Gateway>;
 
@@ -36,7 +36,7 @@ fn order(name: &str, count: Option<u32>) -> CreateClones {
         name: name.to_owned(),
         template: "t".to_owned(),
         count,
-        durability: Some(DurabilityView::Object),
+        durability: Some(mode()),
         ..CreateClones::default()
     }
 }
@@ -52,7 +52,7 @@ fn disk(name: &str, clone: Option<&str>) -> CreateDisk {
         size: 1 << 20,
         datastore: Some("fast".to_owned()),
         clone: clone.map(str::to_owned),
-        durability: Some(DurabilityView::Object),
+        durability: Some(mode()),
         ..CreateDisk::default()
     }
 }
@@ -388,7 +388,7 @@ pub(super) const UPDATES: &[Scene] = &[
 ];
 
 fn pool() -> CreatePool {
-    serde_json::from_value(serde_json::json!({ "name": "p", "template": "t", "size": 4, "durability": "object" }))
+    serde_json::from_value(serde_json::json!({ "name": "p", "template": "t", "size": 4, "durability": mode() }))
         .unwrap()
 }
 

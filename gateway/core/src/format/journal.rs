@@ -16,7 +16,7 @@
 //! An entry of another generation than its file's is a leftover. The first entry that does not decode is the end, unless
 //! a later one says that the place was synced before it: then the journal is damaged.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Kind, Record};
@@ -89,8 +89,8 @@ impl Record for JournalEntryRecord {
     const VERSION: u16 = 1;
 }
 
-/// Table and blocks of an entry, and how many of each.
-pub fn entry_body(runs: &[Run]) -> Result<(Bytes, u32, u32)> {
+/// The extent table of an entry, and the blocks behind it.
+fn table_of(runs: &[Run]) -> Result<(Vec<LogExtent>, u32)> {
     let full = || Error::exhausted("record-too-large", "a journal entry of too many blocks");
     let mut extents = Vec::with_capacity(runs.len());
     let mut blocks = 0u32;
@@ -110,27 +110,48 @@ pub fn entry_body(runs: &[Run]) -> Result<(Bytes, u32, u32)> {
     if extents.len() > COMMIT_EXTENTS_MAX {
         return Err(full());
     }
+    Ok((extents, blocks))
+}
+
+/// Appends an entry to `out`, filled to [`ENTRY_ALIGN`]. Its blocks are copied once.
+///
+/// # Errors
+/// `Exhausted` when it is too large; then nothing was appended.
+pub fn append_entry(out: &mut Vec<u8>, mut record: JournalEntryRecord, runs: &[Run]) -> Result<()> {
+    let (extents, blocks) = table_of(runs)?;
     let table = encode_extents(&extents);
-    let mut body = BytesMut::with_capacity(table.len() + blocks as usize * BLOCK);
-    body.put_slice(&table);
-    for data in runs.iter().filter_map(|run| run.data.as_ref()) {
-        body.put_slice(data);
-    }
-    Ok((body.freeze(), u32::try_from(extents.len()).map_err(|_| full())?, blocks))
+    let data = || runs.iter().filter_map(|run| run.data.as_ref());
+    record.extents =
+        u32::try_from(extents.len()).map_err(|_| Error::exhausted("record-too-large", "too many extents"))?;
+    record.blocks = blocks;
+    record.body_crc = data().fold(crc32c::crc32c(&table), |crc, data| crc32c::crc32c_append(crc, data));
+    let head = envelope::encode(&record)?;
+    out.reserve(head.len() + table.len() + blocks as usize * BLOCK + 8);
+    let begin = out.len();
+    out.extend_from_slice(&head);
+    out.extend_from_slice(&table);
+    data().for_each(|data| out.extend_from_slice(data));
+    let length = out.len() - begin;
+    out.resize(begin + length.next_multiple_of(8), 0);
+    Ok(())
 }
 
 /// The bytes of an entry, filled to [`ENTRY_ALIGN`].
 ///
 /// # Errors
 /// `Exhausted` when it is too large.
-pub fn encode_entry(mut record: JournalEntryRecord, runs: &[Run]) -> Result<Bytes> {
-    let (body, extents, blocks) = entry_body(runs)?;
-    record.extents = extents;
-    record.blocks = blocks;
-    record.body_crc = crc32c::crc32c(&body);
-    let unaligned = envelope::HEADER_BYTES + envelope::body_len(&record)? + body.len();
-    let fill = unaligned.next_multiple_of(8) - unaligned;
-    envelope::encode_with(&record, &[&body, &[0; 8][..fill]])
+pub fn encode_entry(record: JournalEntryRecord, runs: &[Run]) -> Result<Bytes> {
+    let mut out = Vec::new();
+    append_entry(&mut out, record, runs)?;
+    Ok(out.into())
+}
+
+/// Bytes of the whole entry, whose table begins `sections_at` bytes behind its beginning; `None` when no entry is so large.
+pub fn entry_bytes(sections_at: usize, record: &JournalEntryRecord) -> Option<u64> {
+    let table = (record.extents as usize).checked_mul(EXTENT_BYTES)?;
+    let blocks = (record.blocks as usize).checked_mul(BLOCK)?;
+    let end = sections_at.checked_add(table)?.checked_add(blocks)?;
+    Some((end as u64).next_multiple_of(ENTRY_ALIGN))
 }
 
 /// An entry, decoded.
@@ -178,6 +199,7 @@ pub fn decode_entry(file: &Bytes) -> Result<Entry> {
 mod tests {
     use super::*;
     use crate::units::BlockIndex;
+    use bytes::{BufMut, BytesMut};
 
     fn sample() -> (JournalEntryRecord, Bytes) {
         let record = JournalEntryRecord {

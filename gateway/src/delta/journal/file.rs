@@ -90,6 +90,14 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
 pub(super) fn make(directory: &Path, n: u64, bytes: u64) -> std::io::Result<File> {
     let path = path_of(directory, n);
     let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path)?;
+    if bytes > 0 {
+        // Tells at once, rather than after most of it was written, that there is not so much room. A file system that cannot do that says
+        // what it has to say when it is written.
+        let room = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        if matches!(room, Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+    }
     let zeroes = vec![0; 1 << 20];
     let mut at = 0;
     while at < bytes {

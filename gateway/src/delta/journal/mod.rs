@@ -6,11 +6,14 @@
 
 mod file;
 mod recover;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clonegate_core::format::journal::Entry;
 use clonegate_core::format::log::Run;
@@ -18,7 +21,7 @@ use clonegate_core::ids::{CloneId, Epoch, Nonce};
 use clonegate_core::{Error, Result};
 use parking_lot::{Condvar, Mutex};
 
-use self::recover::EntryRef;
+use self::recover::{Damage, EntryRef};
 use self::writer::Files;
 use crate::clock::Clock;
 
@@ -33,6 +36,8 @@ pub(crate) struct JournalSettings {
     pub(crate) file_bytes: u64,
     /// Write and sync where it is submitted rather than in a thread; for simulations, where time stands still.
     pub(crate) inline: bool,
+    /// Says that the disk has no room left; for simulations.
+    pub(crate) full: Arc<AtomicBool>,
 }
 
 /// One batch for the journal.
@@ -70,6 +75,8 @@ pub(crate) struct Journal {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// What was found at start and is not known to be in the store.
     found: Mutex<HashMap<CloneId, Vec<EntryRef>>>,
+    /// What was there and can no longer be read.
+    damage: Mutex<Damage>,
     _lock: std::fs::File,
 }
 
@@ -95,7 +102,8 @@ impl Journal {
     /// Opens the journal, or makes it, and reads what is in it.
     ///
     /// # Errors
-    /// `Conflict` with code `journal-in-use` or `journal-of-another`; `Corrupt`; `Exhausted`, `Denied`, `Unavailable`.
+    /// `Conflict` with code `journal-in-use` or `journal-of-another`; `Exhausted`, `Denied`, `Unavailable`. Damage in what it holds is
+    /// none: see [`Journal::damage`].
     pub(crate) fn open(settings: JournalSettings, clock: &Clock) -> Result<Self> {
         let (id, lock) = file::enter(&settings, clock)?;
         let recovered = recover::scan(&settings.path, id)?;
@@ -113,7 +121,8 @@ impl Journal {
             let spawned = std::thread::Builder::new().name("journal".to_owned()).spawn(move || shared.serve());
             Some(spawned.map_err(|e| io_error(&settings.path, e))?)
         };
-        Ok(Self { id, settings, shared, thread: Mutex::new(thread), found: Mutex::new(recovered.entries), _lock: lock })
+        let (found, damage) = (Mutex::new(recovered.entries), Mutex::new(recovered.damage));
+        Ok(Self { id, settings, shared, thread: Mutex::new(thread), found, damage, _lock: lock })
     }
 
     /// Names the journal in claims.
@@ -138,16 +147,23 @@ impl Journal {
         *newest = (*newest).max(number);
     }
 
-    /// The clones of which something was found at start.
+    /// The clones of which something was found at start, whole or broken.
     pub(crate) fn pending(&self) -> Vec<CloneId> {
         let mut clones: Vec<CloneId> = self.found.lock().keys().copied().collect();
+        clones.extend(self.damage.lock().clones());
         clones.sort_unstable();
+        clones.dedup();
         clones
+    }
+
+    /// Where the journal is damaged in what it may have held of a clone behind batch `mark`, in an epoch that was claimed at this time.
+    pub(crate) fn damage(&self, clone: CloneId, mark: u64, claimed_ms: u64) -> Option<String> {
+        self.damage.lock().befalls(clone, mark, claimed_ms)
     }
 
     /// Whether anything of this clone was found at start.
     pub(crate) fn has_pending(&self, clone: CloneId) -> bool {
-        self.found.lock().contains_key(&clone)
+        self.found.lock().contains_key(&clone) || self.damage.lock().is_known_of(clone)
     }
 
     /// What was found of a clone at start, in order.
@@ -161,7 +177,12 @@ impl Journal {
 
     /// What was found of a clone at start is in the store, or given up.
     pub(crate) fn forget_pending(&self, clone: CloneId) {
-        self.found.lock().remove(&clone);
+        let found = self.found.lock().remove(&clone).is_some();
+        let known = self.damage.lock().is_known_of(clone);
+        if !found && !known {
+            return;
+        }
+        self.damage.lock().forget(clone);
         self.shared.files.lock().forget_found(clone);
     }
 }

@@ -1,18 +1,29 @@
 //! What a journal held when its gateway stopped.
+//!
+//! A crash tears the end of a journal: what was written and never synced may be there in any part. That is no damage, for nobody was told
+//! that it is flushed; an entry says up to where its file was synced when it was written, and what is broken behind that is the torn end. What
+//! is broken before it was acknowledged: then the volume that it is of is said to have lost writes, and all others go on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use clonegate_core::format::envelope;
-use clonegate_core::format::journal::{ENTRIES_AT, ENTRY_ALIGN, Entry, JournalSegmentRecord, decode_entry};
+use clonegate_core::format::journal::{
+    ENTRIES_AT, ENTRY_ALIGN, Entry, JournalEntryRecord, JournalSegmentRecord, decode_entry, entry_bytes,
+};
 use clonegate_core::ids::{CloneId, Nonce};
 use clonegate_core::{Error, Result};
 
 use super::file::{number_of, path_of};
 use super::io_error;
+
+/// A claim this much younger than a damaged journal file is of a life that began after the damage, milliseconds: the file's own time may be
+/// older than its last entry.
+const CLAIM_SLACK_MS: u64 = 60_000;
 
 /// Where an entry lies.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +38,40 @@ pub(super) struct EntryRef {
 #[derive(Debug)]
 pub(super) struct FoundFile {
     pub(super) file: File,
+    /// Volumes with entries in it, whole or broken.
     pub(super) clones: Vec<CloneId>,
+    /// It holds broken entries of which nobody knows whose they are: it is kept until an operator takes it away.
+    pub(super) riddle: bool,
+}
+
+/// Entries that were synced and can no longer be read.
+#[derive(Debug, Default)]
+pub(super) struct Damage {
+    /// Of volumes that are known: the number of the batch, and where it was.
+    of: HashMap<CloneId, Vec<(u64, String)>>,
+    /// Of any volume that was claimed before this time, milliseconds since 1970 UTC, and where.
+    riddle: Option<(u64, String)>,
+}
+
+impl Damage {
+    /// Where the journal is damaged in what it may have held of a volume behind batch `mark`, when that was claimed at this time.
+    pub(super) fn befalls(&self, clone: CloneId, mark: u64, claimed_ms: u64) -> Option<String> {
+        let known = self.of.get(&clone).and_then(|broken| broken.iter().find(|(number, _)| *number > mark));
+        let riddle = self.riddle.as_ref().filter(|(before, _)| claimed_ms <= *before).map(|(_, place)| place);
+        known.map(|(_, place)| place).or(riddle).cloned()
+    }
+
+    pub(super) fn is_known_of(&self, clone: CloneId) -> bool {
+        self.of.contains_key(&clone)
+    }
+
+    pub(super) fn clones(&self) -> impl Iterator<Item = CloneId> {
+        self.of.keys().copied()
+    }
+
+    pub(super) fn forget(&mut self, clone: CloneId) {
+        self.of.remove(&clone);
+    }
 }
 
 /// What [`scan`] found.
@@ -35,14 +79,16 @@ pub(super) struct FoundFile {
 pub(super) struct Recovered {
     pub(super) files: BTreeMap<u64, FoundFile>,
     pub(super) entries: HashMap<CloneId, Vec<EntryRef>>,
+    pub(super) damage: Damage,
 }
 
-/// Reads all files of a journal.
+/// Reads all files of a journal. What is broken in them is no error: see [`Damage`].
 ///
 /// # Errors
-/// `Corrupt` with code `journal-damaged` when an entry that was synced does not decode.
+/// What reading the directory and its files gives.
 pub(super) fn scan(directory: &Path, journal: Nonce) -> Result<Recovered> {
     let mut recovered = Recovered::default();
+    let mut newest_ms = 0;
     let listed = std::fs::read_dir(directory).map_err(|e| io_error(directory, e))?;
     for entry in listed {
         let entry = entry.map_err(|e| io_error(directory, e))?;
@@ -50,17 +96,16 @@ pub(super) fn scan(directory: &Path, journal: Nonce) -> Result<Recovered> {
         let path = path_of(directory, n);
         let opened = File::options().read(true).write(true).open(&path).map_err(|e| io_error(&path, e))?;
         let bytes = Bytes::from(std::fs::read(&path).map_err(|e| io_error(&path, e))?);
-        let head = bytes.get(..usize::try_from(ENTRIES_AT).unwrap_or(4096).min(bytes.len())).unwrap_or_default();
-        let mut found = FoundFile { file: opened, clones: Vec::new() };
-        // A file whose head was never finished holds nothing that was synced.
-        if let Ok(head) = envelope::decode_with::<JournalSegmentRecord>(head)
-            && head.record.journal == journal
-            && head.record.generation > 0
-        {
-            read_entries(&bytes, n, head.record.generation, &mut recovered.entries, &mut found)
-                .map_err(|e| e.on(path.display().to_string()))?;
+        let mut found = FoundFile { file: opened, clones: Vec::new(), riddle: false };
+        if let Some(generation) = generation(&bytes, journal) {
+            let walked = walk(&bytes, generation);
+            newest_ms = newest_ms.max(walked.newest_ms).max(modified_ms(&found.file));
+            recovered.take(n, &path, walked, &mut found);
         }
         recovered.files.insert(n, found);
+    }
+    if let Some((before_ms, _)) = &mut recovered.damage.riddle {
+        *before_ms = newest_ms.saturating_add(CLAIM_SLACK_MS);
     }
     for entries in recovered.entries.values_mut() {
         entries.sort_by_key(|entry| entry.number);
@@ -68,49 +113,119 @@ pub(super) fn scan(directory: &Path, journal: Nonce) -> Result<Recovered> {
     Ok(recovered)
 }
 
-fn read_entries(
-    bytes: &Bytes,
-    n: u64,
-    generation: u64,
-    entries: &mut HashMap<CloneId, Vec<EntryRef>>,
-    found: &mut FoundFile,
-) -> Result<()> {
-    let mut at = ENTRIES_AT;
-    let mut broken = None;
-    while at < bytes.len() as u64 {
-        let rest = bytes.slice(usize::try_from(at).unwrap_or(usize::MAX)..);
-        match decode_entry(&rest) {
-            Ok(entry) if entry.record.generation == generation => {
-                if let Some(broken) = broken.filter(|b| *b < entry.record.synced) {
-                    return Err(Error::corrupt(
-                        "journal-damaged",
-                        format!("the entry at {broken} was synced and does not decode"),
-                    )
-                    .hint(
-                        "flushed writes may be missing: see `clonegate fsck`; move the journal away to go on without",
-                    ));
+impl Recovered {
+    fn take(&mut self, n: u64, path: &Path, walked: Walked, found: &mut FoundFile) {
+        // What lies behind the torn end was synced as little as what is torn.
+        let torn = walked.holes.iter().map(|hole| hole.at).find(|at| *at >= walked.synced).unwrap_or(u64::MAX);
+        for (clone, mut place) in walked.entries.into_iter().filter(|(_, place)| place.offset < torn) {
+            place.file = n;
+            self.entries.entry(clone).or_default().push(place);
+            found.note(clone);
+        }
+        for hole in walked.holes.into_iter().filter(|hole| hole.at < walked.synced) {
+            let place = format!("{} at {}", path.display(), hole.at);
+            tracing::error!(%place, volume = ?hole.of.map(|(clone, _)| clone),
+                "the journal is damaged: a flushed write may be lost, and its volume waits for an operator's yes");
+            match hole.of {
+                Some((clone, number)) => {
+                    self.damage.of.entry(clone).or_default().push((number, place));
+                    found.note(clone);
                 }
-                if broken.is_none() {
-                    let record = &entry.record;
-                    let place = EntryRef { file: n, offset: at, bytes: entry.bytes, number: record.number };
-                    entries.entry(record.clone).or_default().push(place);
-                    if !found.clones.contains(&record.clone) {
-                        found.clones.push(record.clone);
-                    }
+                None => {
+                    found.riddle = true;
+                    self.damage.riddle.get_or_insert((0, place));
                 }
-                at += entry.bytes;
-            }
-            _ => {
-                // The end, unless something behind it says that this place was synced.
-                broken.get_or_insert(at);
-                at = match next_magic(bytes, at + ENTRY_ALIGN) {
-                    Some(next) => next,
-                    None => return Ok(()),
-                };
             }
         }
     }
-    Ok(())
+}
+
+impl FoundFile {
+    fn note(&mut self, clone: CloneId) {
+        if !self.clones.contains(&clone) {
+            self.clones.push(clone);
+        }
+    }
+}
+
+fn modified_ms(file: &File) -> u64 {
+    let modified = file.metadata().and_then(|meta| meta.modified()).ok();
+    let since = modified.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Whose entries the file holds; `None` when it holds none.
+fn generation(bytes: &Bytes, journal: Nonce) -> Option<u64> {
+    let head = bytes.get(..usize::try_from(ENTRIES_AT).unwrap_or(4096).min(bytes.len())).unwrap_or_default();
+    match envelope::decode_with::<JournalSegmentRecord>(head) {
+        Ok(head) if head.record.journal == journal => Some(head.record.generation).filter(|g| *g > 0),
+        Ok(_) => None,
+        // The head was never finished, and then nothing follows; or it is damaged, and the entries say themselves what they are. Those of
+        // an earlier use of the file are in the log already, which says so when they are looked at.
+        Err(_) => {
+            let mut at = Some(ENTRIES_AT).filter(|at| *at < bytes.len() as u64);
+            while let Some(here) = at {
+                let rest = bytes.slice(usize::try_from(here).unwrap_or(usize::MAX)..);
+                if let Ok(entry) = decode_entry(&rest) {
+                    return Some(entry.record.generation);
+                }
+                at = next_magic(bytes, here + ENTRY_ALIGN);
+            }
+            None
+        }
+    }
+}
+
+/// A place where an entry should be and none can be read.
+struct Hole {
+    at: u64,
+    /// The volume and the batch, when that much can be read.
+    of: Option<(CloneId, u64)>,
+}
+
+/// What a file holds.
+#[derive(Default)]
+struct Walked {
+    entries: Vec<(CloneId, EntryRef)>,
+    holes: Vec<Hole>,
+    /// Up to where it was synced for certain.
+    synced: u64,
+    newest_ms: u64,
+}
+
+fn walk(bytes: &Bytes, generation: u64) -> Walked {
+    let mut walked = Walked::default();
+    let mut at = ENTRIES_AT;
+    while at < bytes.len() as u64 {
+        let rest = bytes.slice(usize::try_from(at).unwrap_or(usize::MAX)..);
+        match decode_entry(&rest) {
+            Ok(Entry { record, bytes, .. }) if record.generation == generation => {
+                walked.synced = walked.synced.max(record.synced);
+                walked.newest_ms = walked.newest_ms.max(record.time_ms);
+                // A file that was cut may end before the zeroes that fill an entry.
+                let there = bytes.min(rest.len() as u64);
+                walked
+                    .entries
+                    .push((record.clone, EntryRef { file: 0, offset: at, bytes: there, number: record.number }));
+                at += bytes;
+            }
+            _ => {
+                // When its record can be read, it says whose it is and where the next begins: nothing is looked for in a guest's bytes.
+                let head = envelope::decode_with::<JournalEntryRecord>(&rest).ok();
+                let head = head.filter(|head| head.record.generation == generation);
+                let next = match &head {
+                    Some(head) => entry_bytes(head.sections_at, &head.record).map(|length| at + length),
+                    None => next_magic(bytes, at + ENTRY_ALIGN),
+                };
+                walked.holes.push(Hole { at, of: head.map(|head| (head.record.clone, head.record.number)) });
+                match next {
+                    Some(next) => at = next,
+                    None => break,
+                }
+            }
+        }
+    }
+    walked
 }
 
 fn next_magic(bytes: &Bytes, from: u64) -> Option<u64> {
@@ -132,7 +247,7 @@ pub(super) fn read(directory: &Path, refs: &[EntryRef]) -> Result<Vec<Entry>> {
         };
         let mut bytes = vec![0; usize::try_from(place.bytes).unwrap_or(0)];
         file.read_exact_at(&mut bytes, place.offset).map_err(|e| io_error(&path, e))?;
-        entries.push(decode_entry(&Bytes::from(bytes)).map_err(|e| e.on(path.display().to_string()))?);
+        entries.push(decode_entry(&Bytes::from(bytes)).map_err(|e: Error| e.on(path.display().to_string()))?);
         open = Some((place.file, file));
     }
     Ok(entries)

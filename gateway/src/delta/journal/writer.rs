@@ -3,10 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use clonegate_core::format::journal::{ENTRIES_AT, JournalEntryRecord, encode_entry};
+use clonegate_core::format::journal::{ENTRIES_AT, JournalEntryRecord, append_entry};
 use clonegate_core::ids::{CloneId, Nonce};
 use clonegate_core::{Error, Result};
+use tokio::time::Instant;
 
 use super::recover::FoundFile;
 use super::{JournalSettings, Submission, file, io_error};
@@ -16,6 +20,8 @@ use crate::clock::Clock;
 const SPARE_FILES: usize = 4;
 /// A group is written in pieces of at most this, so that its buffer stays small.
 const GROUP_BYTES: usize = 8 << 20;
+/// After no file could be made, for want of room mostly, none is tried for so long: meanwhile flushes wait for the store.
+const BARREN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Used {
@@ -24,7 +30,12 @@ struct Used {
     newest: HashMap<CloneId, u64>,
     /// Clones whose entries were found in it at start, and are not resolved.
     found: Vec<CloneId>,
+    /// It holds broken entries of nobody knows whom, and stays as it is.
+    riddle: bool,
 }
+
+/// A file that is made while there is room in the current one, so that no flush waits for its zeroes.
+type Ahead = JoinHandle<std::io::Result<(u64, File)>>;
 
 /// The files of a journal.
 #[derive(Debug)]
@@ -40,6 +51,13 @@ pub(super) struct Files {
     synced: u64,
     full: BTreeMap<u64, Used>,
     spare: Vec<(u64, File)>,
+    ahead: Option<Ahead>,
+    /// Until when no file is made, because the last attempt failed.
+    barren: Option<Instant>,
+    /// A group could not be written, and it was said.
+    troubled: bool,
+    /// What is about to be written; kept for its memory.
+    buffer: Vec<u8>,
     /// Batches of each clone up to this number are in the store.
     released: HashMap<CloneId, u64>,
     /// Batches that could not be journaled: until the store has them, later ones of the clone must not be either.
@@ -52,10 +70,15 @@ impl Files {
         let mut full = BTreeMap::new();
         let mut spare = Vec::new();
         for (n, found) in found {
-            if found.clones.is_empty() {
-                spare.push((n, found.file));
+            let cut = !settings.inline && found.file.metadata().is_ok_and(|meta| meta.len() < settings.file_bytes);
+            if !found.clones.is_empty() || found.riddle {
+                let (file, found, riddle) = (found.file, found.clones, found.riddle);
+                full.insert(n, Used { file, newest: HashMap::new(), found, riddle });
+            } else if cut {
+                // It was being made when the process ended.
+                remove(&settings, n);
             } else {
-                full.insert(n, Used { file: found.file, newest: HashMap::new(), found: found.clones });
+                spare.push((n, found.file));
             }
         }
         Self {
@@ -69,6 +92,10 @@ impl Files {
             synced: 0,
             full,
             spare,
+            ahead: None,
+            barren: None,
+            troubled: false,
+            buffer: Vec::new(),
             released: HashMap::new(),
             failed: HashMap::new(),
         }
@@ -94,9 +121,18 @@ impl Files {
             return;
         }
         match self.write(&accepted) {
-            Ok(()) => accepted.into_iter().for_each(|submission| (submission.done)(Ok(()))),
+            Ok(()) => {
+                if std::mem::take(&mut self.troubled) {
+                    tracing::info!(path = %self.settings.path.display(), "the journal can be written again");
+                }
+                accepted.into_iter().for_each(|submission| (submission.done)(Ok(())));
+                self.make_ahead();
+            }
             Err(error) => {
-                tracing::warn!(%error, "the journal failed: flushes wait for the store");
+                if !std::mem::replace(&mut self.troubled, true) {
+                    tracing::warn!(%error, "the journal cannot be written: flushes wait for the store until it can");
+                }
+                self.buffer.clear();
                 // What of the file is on the disk is not known: it is not written any more.
                 if let Some((n, used)) = self.current.take() {
                     self.full.insert(n, used);
@@ -112,50 +148,59 @@ impl Files {
     fn write(&mut self, group: &[Submission]) -> Result<()> {
         let path = self.settings.path.clone();
         let failed = |e: std::io::Error| io_error(&path, e);
-        let mut buffer: Vec<u8> = Vec::new();
         for submission in group {
-            let entry = |generation, synced| {
-                let record = JournalEntryRecord {
-                    generation,
-                    synced,
-                    clone: submission.clone,
-                    epoch: submission.epoch,
-                    number: submission.number,
-                    change: submission.change,
-                    time_ms: submission.time_ms,
-                    extents: 0,
-                    blocks: 0,
-                    body_crc: 0,
-                };
-                encode_entry(record, &submission.runs)
-            };
-            let mut bytes = entry(self.generation, self.synced)?;
-            let end = self.at + (buffer.len() + bytes.len()) as u64;
-            if self.current.is_none() || (end > self.settings.file_bytes && self.at + buffer.len() as u64 > ENTRIES_AT)
-            {
-                self.write_out(&mut buffer).map_err(&failed)?;
+            let before = self.buffer.len();
+            self.encode(submission)?;
+            let end = self.at + self.buffer.len() as u64;
+            if self.current.is_none() || (end > self.settings.file_bytes && self.at + before as u64 > ENTRIES_AT) {
+                self.buffer.truncate(before);
+                self.write_out().map_err(&failed)?;
                 self.sync().map_err(&failed)?;
                 self.next_file().map_err(&failed)?;
-                bytes = entry(self.generation, self.synced)?;
+                self.encode(submission)?;
             }
-            buffer.extend_from_slice(&bytes);
             if let Some((_, used)) = &mut self.current {
                 used.newest.insert(submission.clone, submission.number);
             }
-            if buffer.len() > GROUP_BYTES {
-                self.write_out(&mut buffer).map_err(&failed)?;
+            if self.buffer.len() > GROUP_BYTES {
+                self.write_out().map_err(&failed)?;
             }
         }
-        self.write_out(&mut buffer).map_err(&failed)?;
+        self.write_out().map_err(&failed)?;
         self.sync().map_err(&failed)
     }
 
-    fn write_out(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+    /// Appends the entry of a batch to what is about to be written.
+    fn encode(&mut self, submission: &Submission) -> Result<()> {
+        let record = JournalEntryRecord {
+            generation: self.generation,
+            synced: self.synced,
+            clone: submission.clone,
+            epoch: submission.epoch,
+            number: submission.number,
+            change: submission.change,
+            time_ms: submission.time_ms,
+            extents: 0,
+            blocks: 0,
+            body_crc: 0,
+        };
+        append_entry(&mut self.buffer, record, &submission.runs)
+    }
+
+    fn write_out(&mut self) -> std::io::Result<()> {
         if let Some((_, used)) = &self.current {
-            used.file.write_all_at(buffer, self.at)?;
-            self.at += buffer.len() as u64;
+            if self.settings.full.load(Ordering::Relaxed) {
+                // As far as there was room.
+                used.file.write_all_at(&self.buffer[..self.buffer.len() / 2], self.at)?;
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            used.file.write_all_at(&self.buffer, self.at)?;
+            self.at += self.buffer.len() as u64;
         }
-        buffer.clear();
+        self.buffer.clear();
+        if self.buffer.capacity() > GROUP_BYTES {
+            self.buffer = Vec::new();
+        }
         Ok(())
     }
 
@@ -176,23 +221,47 @@ impl Files {
         }
         let (n, file) = match self.spare.pop() {
             Some(spare) => spare,
-            None => {
-                let n = self.next_number;
-                self.next_number += 1;
-                let bytes = if self.settings.inline { 0 } else { self.settings.file_bytes };
-                (n, file::make(&self.settings.path, n, bytes)?)
-            }
+            None => self.new_file()?,
         };
         self.generation = self.clock.random_u64() | 1;
         // Synced before any entry: an old head over new entries would look like damage.
-        file::write_head(&file, self.id, self.generation)?;
-        if !self.settings.inline {
-            file.sync_data()?;
+        let begun = file::write_head(&file, self.id, self.generation).and_then(|()| match self.settings.inline {
+            true => Ok(()),
+            false => file.sync_data(),
+        });
+        if let Err(error) = begun {
+            remove(&self.settings, n);
+            return Err(error);
         }
         self.at = ENTRIES_AT;
         self.synced = ENTRIES_AT;
-        self.current = Some((n, Used { file, newest: HashMap::new(), found: Vec::new() }));
+        self.current = Some((n, Used { file, newest: HashMap::new(), found: Vec::new(), riddle: false }));
         Ok(())
+    }
+
+    fn new_file(&mut self) -> std::io::Result<(u64, File)> {
+        let now = self.clock.instant();
+        if self.barren.is_some_and(|until| now < until) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        let made = match self.ahead.take().map(JoinHandle::join) {
+            Some(Ok(Ok(made))) => Ok(made),
+            _ => make(&self.settings, self.next_number),
+        };
+        self.next_number += 1;
+        self.barren = made.is_err().then(|| now + BARREN);
+        made
+    }
+
+    /// Begins to make the next file when the current one is half full and none is ready.
+    fn make_ahead(&mut self) {
+        let half = self.at * 2 > self.settings.file_bytes;
+        if self.settings.inline || !half || !self.spare.is_empty() || self.ahead.is_some() || self.barren.is_some() {
+            return;
+        }
+        let (settings, n) = (self.settings.clone(), self.next_number);
+        let spawned = std::thread::Builder::new().name("journal-file".to_owned()).spawn(move || make(&settings, n));
+        self.ahead = spawned.ok();
     }
 
     pub(super) fn release(&mut self, batches: HashMap<CloneId, u64>) {
@@ -206,15 +275,25 @@ impl Files {
     }
 
     pub(super) fn forget_found(&mut self, clone: CloneId) {
-        for used in self.full.values_mut() {
+        for (n, used) in &mut self.full {
             used.found.retain(|c| *c != clone);
+            if used.found.is_empty() && !used.riddle && used.newest.is_empty() {
+                // What was given up must not come back after a power cut; what was stored is known by the log.
+                let emptied = file::write_head(&used.file, self.id, 0).and_then(|()| match self.settings.inline {
+                    true => Ok(()),
+                    false => used.file.sync_data(),
+                });
+                if let Err(error) = emptied {
+                    tracing::warn!(file = n, %error, "a journal file could not be marked as empty");
+                }
+            }
         }
         self.recycle();
     }
 
     fn needed(&self, used: &Used) -> bool {
         let waits = |(clone, number): (&CloneId, &u64)| self.released.get(clone).copied().unwrap_or(0) < *number;
-        !used.found.is_empty() || used.newest.iter().any(waits)
+        used.riddle || !used.found.is_empty() || used.newest.iter().any(waits)
     }
 
     /// Takes back files that hold nothing any more that is not in the store.
@@ -228,17 +307,45 @@ impl Files {
             }
             if self.spare.len() < SPARE_FILES {
                 self.spare.push((n, used.file));
-            } else if let Err(error) = std::fs::remove_file(file::path_of(&self.settings.path, n)) {
-                tracing::warn!(%error, "a journal file could not be removed");
+            } else {
+                remove(&self.settings, n);
             }
         }
     }
 
-    /// At the end: marks the current file as empty when it is.
+    /// At the end: marks the current file as empty when it is. Nothing of it is written any more when this returns.
     pub(super) fn retire_current(&mut self) {
+        if let Some(Ok(Err(error))) = self.ahead.take().map(JoinHandle::join) {
+            tracing::debug!(%error, "a journal file could not be made ahead");
+        }
         if let Some((n, used)) = self.current.take() {
             self.full.insert(n, used);
             self.recycle();
         }
+    }
+}
+
+/// Makes file `n`; what is there of one that cannot be made is removed.
+fn make(settings: &JournalSettings, n: u64) -> std::io::Result<(u64, File)> {
+    let bytes = if settings.inline { 0 } else { settings.file_bytes };
+    let made = match settings.full.load(Ordering::Relaxed) {
+        true => Err(std::io::ErrorKind::StorageFull.into()),
+        false => file::make(&settings.path, n, bytes),
+    };
+    match made {
+        Ok(file) => Ok((n, file)),
+        Err(error) => {
+            remove(settings, n);
+            Err(error)
+        }
+    }
+}
+
+fn remove(settings: &JournalSettings, n: u64) {
+    match std::fs::remove_file(file::path_of(&settings.path, n)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "a journal file could not be removed");
+        }
+        _ => {}
     }
 }
