@@ -202,7 +202,11 @@ pub(super) fn replay(component: &Component, records: &Path, wanted: &Wanted, for
     }
     if replay.asked == 0 {
         let none = Error::not_found("no-records", "there are no recorded decisions that it could be asked");
-        return Err(none.on(records.display().to_string()).into());
+        let none = none.on(records.display().to_string());
+        return Err(match wanted.verify {
+            true => none.hint("--verify asks only those that this very component was asked, by its digest").into(),
+            false => none.into(),
+        });
     }
     Ok(())
 }
