@@ -24,4 +24,5 @@ pub mod metrics;
 pub mod nbd;
 pub mod policy;
 pub mod store;
+pub mod tls;
 pub mod volume;

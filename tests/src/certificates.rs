@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use clonegate::nbd::NbdTls;
 use clonegate::nbd::client::Wish;
+use clonegate::tls::Tls;
 use clonegate_core::nbd::Style;
 
 /// A certificate authority, a server's and a client's certificate, as PEM files.
@@ -43,6 +43,8 @@ impl Certificates {
     pub fn new() -> Self {
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).expect("rustls and rcgen take it");
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        // OpenSSL takes a certificate whose issuer has its own name for one that signed itself.
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "clonegate test authority");
         let ca = rcgen::CertifiedIssuer::self_signed(
             parameters,
             rcgen::KeyPair::generate().expect("rustls and rcgen take it"),
@@ -72,8 +74,8 @@ impl Certificates {
     }
 
     /// The server's settings: whether clients need a certificate, and whether plain ones are refused.
-    pub fn settings(&self, clients: bool, required: bool) -> NbdTls {
-        NbdTls {
+    pub fn settings(&self, clients: bool, required: bool) -> Tls {
+        Tls {
             certificate: self.path("server.pem"),
             key: self.path("server.key"),
             client_ca: clients.then(|| self.path("ca.pem")),

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use clonegate::nbd::NbdSettings;
 use clonegate::nbd::client::{Connection, NbdUri, Wish};
-use clonegate::nbd::{NbdSettings, NbdTls};
+use clonegate::tls::Tls;
 use clonegate_core::Result;
 use clonegate_core::nbd::{Command, Style};
 use clonegate_tests::certificates::Certificates;
@@ -29,7 +30,7 @@ async fn until(mut what: impl FnMut() -> bool) {
     panic!("it did not happen");
 }
 
-fn tls_host(tls: NbdTls) -> NbdHost {
+fn tls_host(tls: Tls) -> NbdHost {
     let house = NbdHouse::of(&[&NbdVolume::new("disk", SIZE, SIZE)]);
     NbdHost::start(&house, |settings: &mut NbdSettings| settings.tls = Some(tls))
 }

@@ -1,5 +1,6 @@
 //! The REST client of the command line.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,17 @@ pub(super) struct Client {
     token: Option<String>,
 }
 
+fn certificates(file: &Path) -> Result<Vec<reqwest::Certificate>> {
+    let wrong = || {
+        Error::invalid("bad-certificate", "it has no certificates in PEM")
+            .on(file.display().to_string())
+            .hint("--ca takes a PEM file")
+    };
+    let text = std::fs::read(file).map_err(|e| wrong().because(e))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&text).map_err(|e| wrong().because(e))?;
+    if certificates.is_empty() { Err(wrong()) } else { Ok(certificates) }
+}
+
 /// What a request sends.
 pub(super) enum Body {
     None,
@@ -34,7 +46,8 @@ pub(super) enum Body {
 }
 
 impl Client {
-    pub(super) fn new(server: &str, token: Option<String>) -> Result<Self> {
+    /// Talks to `server`; `authority` is a PEM file of certificates to trust besides those of the system.
+    pub(super) fn new(server: &str, token: Option<String>, authority: Option<&Path>) -> Result<Self> {
         let wrong = |why: String| {
             Error::invalid("bad-server", why).on(server.to_owned()).hint("give --server http://HOST:PORT")
         };
@@ -46,7 +59,9 @@ impl Client {
             url.set_path(&format!("{}/", url.path()));
         }
         crate::store::tls::install_provider();
+        let authorities = authority.map(certificates).transpose()?.unwrap_or_default();
         let http = reqwest::Client::builder()
+            .tls_certs_merge(authorities)
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .user_agent(concat!("clonegate/", env!("CARGO_PKG_VERSION")))

@@ -29,6 +29,8 @@ mod template;
 mod up;
 mod update;
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 use clonegate_core::{Error, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -57,6 +59,9 @@ struct Global {
     /// Token for the gateway
     #[arg(long, global = true, env = "CLONEGATE_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// PEM file of an authority to trust for https, besides those of the system
+    #[arg(long, global = true, env = "CLONEGATE_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// What is printed
     #[arg(long, global = true, value_enum, default_value = "table")]
     output: Form,
@@ -127,12 +132,13 @@ enum Noun {
 struct Session {
     server: String,
     token: Option<String>,
+    ca: Option<PathBuf>,
     form: Form,
 }
 
 impl Session {
     fn client(&self) -> Result<Client> {
-        Client::new(&self.server, self.token.clone())
+        Client::new(&self.server, self.token.clone(), self.ca.as_deref())
     }
 
     /// `text` as one segment of a URL's path.
@@ -167,7 +173,8 @@ impl Cli {
     /// # Errors
     /// One clear line and an exit code.
     pub async fn run(self) -> std::result::Result<(), Failure> {
-        let session = Session { server: self.global.server, token: self.global.token, form: self.global.output };
+        let Global { server, token, ca, output, .. } = self.global;
+        let session = Session { server, token, ca, form: output };
         match self.noun {
             Noun::Up(up) => up::run(up).await,
             Noun::Serve(serve) => serve::run(serve).await,

@@ -15,14 +15,15 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::delta::DeltaSettings;
 use crate::exports::Exports;
-use crate::http::{self, BootSettings, HttpServer, HttpSettings};
+use crate::http::{self, BootSettings, HttpServer, HttpSettings, Secure, Tokens};
 use crate::identity::IdentityKeys;
 use crate::lifecycle::views::to_labels;
 use crate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
 use crate::metrics::{Kind, Metrics, Sample};
-use crate::nbd::{self, NbdServer, NbdSettings, NbdStats, NbdTls};
+use crate::nbd::{self, NbdServer, NbdSettings, NbdStats};
 use crate::policy::Policies;
 use crate::store::{Count, Operation};
+use crate::tls::Tls;
 
 /// Files and sockets that the process may have open, if the system permits so many.
 const OPEN_FILES: u64 = 1 << 20;
@@ -35,10 +36,12 @@ pub(super) struct Prepared {
     policies: Policies,
     clock: Clock,
     http: SocketAddr,
+    https: Option<Secure>,
     nbd: Option<SocketAddr>,
     nbd_unix: Option<PathBuf>,
-    tls: Option<NbdTls>,
+    tls: Option<Tls>,
     boot: BootSettings,
+    tokens: Option<Arc<Tokens>>,
 }
 
 /// A gateway that serves.
@@ -53,12 +56,23 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     raise_file_limit();
     let nbd_port = |at: SocketAddr| Some(at.port()).filter(|port| *port != 0);
     let http = address("listen.http", &config.listen.http)?;
+    let https = match (config.listen.https.as_str(), &config.tls) {
+        ("", _) => None,
+        (text, Some(tls)) => Some(Secure { listen: address("listen.https", text)?, tls: tls.clone() }),
+        (_, None) => {
+            return Err(Error::invalid("bad-config", "HTTPS needs a certificate")
+                .on("listen.https")
+                .hint("give `certificate` and `key` in the section [tls]"));
+        }
+    };
     let nbd = match config.listen.nbd.as_str() {
         "" => None,
         text => Some(address("listen.nbd", text)?),
     };
     let boot = config.boot.settings(nbd.and_then(nbd_port))?;
+    let tokens = config.auth.tokens.as_deref().map(Tokens::load).transpose()?.map(Arc::new);
     check_free(http)?;
+    https.as_ref().map_or(Ok(()), |https| check_free(https.listen))?;
     nbd.map_or(Ok(()), check_free)?;
     let clock = Clock::system();
     let policies = Policies::start(host_settings(config)?, clock.clone())?;
@@ -70,10 +84,12 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
         policies,
         clock,
         http,
+        https,
         nbd,
         nbd_unix: config.listen.nbd_unix.clone(),
         tls: config.tls.clone(),
         boot,
+        tokens,
     })
 }
 
@@ -95,8 +111,12 @@ impl Prepared {
             Some(server)
         };
         let policies = Some(Arc::clone(self.policies.host()));
-        let boot = self.boot;
-        let settings = HttpSettings { listen: self.http, policies, boot, ..HttpSettings::default() };
+        let (boot, tokens) = (self.boot, self.tokens);
+        let secure = self.https;
+        let settings = HttpSettings { listen: self.http, secure, policies, boot, tokens, ..HttpSettings::default() };
+        if settings.tokens.is_none() && !self.http.ip().is_loopback() {
+            tracing::warn!(address = %self.http, "whoever reaches this address may change and delete everything: `auth.tokens` of the configuration asks for tokens");
+        }
         let gateway = Some(Arc::clone(&self.gateway));
         let http = http::serve(&settings, exports, gateway, &metrics, &self.clock)?;
         Ok(Running { gateway: self.gateway, http, nbd })
@@ -107,6 +127,11 @@ impl Running {
     /// Where HTTP is served.
     pub(super) fn http(&self) -> SocketAddr {
         self.http.local_addr()
+    }
+
+    /// Where HTTPS is served.
+    pub(super) fn https(&self) -> Option<SocketAddr> {
+        self.http.secure_addr()
     }
 
     /// Where NBD is served by TCP.

@@ -20,6 +20,9 @@ pub(super) async fn run(serve: Serve) -> Result<(), Failure> {
     let config = config::load(serve.config.as_deref())?;
     let running = running::prepare(&config).await?.serve().await?;
     output::line(&format!("HTTP on http://{}", running.http()));
+    if let Some(https) = running.https() {
+        output::line(&format!("HTTPS on https://{https}"));
+    }
     if let Some(nbd) = running.nbd() {
         output::line(&format!("NBD on nbd://{nbd}"));
     }

@@ -146,11 +146,12 @@ fn config(up: &Up, data: &Path) -> Result<Config> {
         home: crate::config::Home(StoreConfig::new(url("home")?)),
         datastore: vec![Datastore::new("local", url("store")?)],
         sources: up.sources.clone(),
-        // These have no flags of their own: CLONEGATE_POLICY_…, CLONEGATE_BOOT_…, CLONEGATE_CLONES_… and CLONEGATE_IDENTITY_… say what is wanted.
+        // These have no flags of their own: CLONEGATE_POLICY_…, CLONEGATE_BOOT_…, CLONEGATE_CLONES_…, CLONEGATE_IDENTITY_… and CLONEGATE_AUTH_… say what is wanted.
         policy: environment.policy,
         boot: environment.boot,
         clones: environment.clones,
         identity: environment.identity,
+        auth: environment.auth,
         ..Config::default()
     };
     config.journal.path = data.join("journal");

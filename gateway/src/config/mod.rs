@@ -11,8 +11,8 @@ use bytesize::ByteSize;
 use clonegate_policy_host::{Binding, Chains};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::nbd::NbdTls;
 use crate::store::{Secret, StoreConfig};
+use crate::tls::Tls;
 
 pub use boot::{Boot, UnknownMachine};
 pub use load::{from_text, load, to_text};
@@ -27,9 +27,9 @@ pub struct Config {
     pub sources: Vec<String>,
     /// Where to listen.
     pub listen: Listen,
-    /// Certificates of NBD over TCP; without them it is plain.
+    /// Certificates of NBD over TCP, and of HTTPS; without them NBD is plain.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<NbdTls>,
+    pub tls: Option<Tls>,
     /// The host memory cache in front of base reads.
     pub icache: ICache,
     /// Stores of bases and deltas. More can be added with `clonegate datastore add`.
@@ -40,6 +40,8 @@ pub struct Config {
     pub policy: Policy,
     /// How clones are kept open.
     pub clones: Clones,
+    /// Who may change things.
+    pub auth: Auth,
     /// Boot scripts and EFI programs.
     pub boot: Boot,
     /// How what makes machines themselves is kept.
@@ -59,6 +61,7 @@ impl Default for Config {
             journal: Journal::default(),
             policy: Policy::default(),
             clones: Clones::default(),
+            auth: Auth::default(),
             boot: Boot::default(),
             identity: Identity::default(),
             sources: Vec::new(),
@@ -106,6 +109,9 @@ impl<'de> Deserialize<'de> for Home {
 pub struct Listen {
     /// HTTP: disks, control, metrics.
     pub http: String,
+    /// The same under TLS, with the certificate of `tls`; empty for none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub https: String,
     /// NBD over TCP; empty for none.
     pub nbd: String,
     /// NBD over a Unix socket.
@@ -115,7 +121,12 @@ pub struct Listen {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { http: "127.0.0.1:8080".to_owned(), nbd: "127.0.0.1:10809".to_owned(), nbd_unix: None }
+        Self {
+            http: "127.0.0.1:8080".to_owned(),
+            https: String::new(),
+            nbd: "127.0.0.1:10809".to_owned(),
+            nbd_unix: None,
+        }
     }
 }
 
@@ -317,6 +328,15 @@ impl Default for Clones {
             slots_per_base: clonegate_core::limits::SLOTS_PER_BASE,
         }
     }
+}
+
+/// Who may change things over HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// File of lines `NAME TOKEN`; without it whoever reaches the port may do everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<PathBuf>,
 }
 
 /// How what makes machines themselves is kept.

@@ -3,6 +3,7 @@
 //! A request for a disk that is open and in memory is answered before any router, without waiting and almost without
 //! allocating; see `disk`. Everything else goes to an axum router whose OpenAPI document is made from its handlers.
 
+mod auth;
 mod boot;
 mod control;
 mod disk;
@@ -24,9 +25,10 @@ use crate::exports::Exports;
 use crate::lifecycle::Gateway;
 use crate::metrics::Metrics;
 
+pub use auth::Tokens;
 pub use boot::{BootSettings, Unknown};
 pub use server::HttpServer;
-pub use settings::HttpSettings;
+pub use settings::{HttpSettings, Secure};
 
 /// Serves `exports`, and the control interface of `gateway`. Handlers run on the runtime that this is called on.
 ///

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use clonegate_core::{Error, ErrorKind};
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -54,6 +54,9 @@ impl Problem {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"clonegate\""));
+        }
         response
     }
 }
@@ -77,6 +80,7 @@ pub fn method_not_allowed(error: &Error, allow: &'static str) -> Response<Bytes>
 fn status_of(error: &Error) -> StatusCode {
     let status = match error.code() {
         "beyond-end" | "range-unsatisfiable" | "too-many-ranges" | "overlapping-ranges" => 416,
+        "no-token" | "wrong-token" => 401,
         "version-changed" | "precondition-failed" => 412,
         "body-too-large" => 413,
         "method-not-allowed" => 405,

@@ -1,8 +1,8 @@
 //! The server: one thread with a runtime of its own per core, each accepting from one shared socket.
 
-use std::future::poll_fn;
+use std::future::{Future, pending, poll_fn};
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,17 +16,20 @@ use futures::future::{Either, select};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 use super::io::WatchedIo;
 use super::service::{Requests, Shared};
-use super::settings::HttpSettings;
-use super::watch::{Verdict, Ward};
+use super::settings::{HttpSettings, Secure};
+use super::watch::{Verdict, Ward, Watch};
 use crate::clock::Clock;
 use crate::exports::Exports;
 use crate::metrics::Metrics;
+use crate::tls::{self, Clients};
 use clonegate_core::limits::HTTP_HEADER_BYTES_MAX;
 
 /// Connections that wait in the kernel to be accepted.
@@ -38,6 +41,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct HttpServer {
     address: SocketAddr,
+    secure: Option<SocketAddr>,
     stop: watch::Sender<Option<Duration>>,
     threads: Vec<JoinHandle<()>>,
     drain_timeout: Duration,
@@ -48,7 +52,7 @@ impl HttpServer {
     /// this is called on.
     ///
     /// # Errors
-    /// `Unavailable` with code `address-in-use` or `cannot-listen`.
+    /// `Unavailable` with code `address-in-use` or `cannot-listen`; those of the certificate of HTTPS.
     pub fn start(
         settings: &HttpSettings,
         exports: Arc<dyn Exports>,
@@ -56,8 +60,8 @@ impl HttpServer {
         metrics: &Metrics,
         clock: Clock,
     ) -> Result<Self> {
-        let listener = listen(settings.listen).map_err(|error| cannot_listen(settings.listen, error))?;
-        let address = listener.local_addr().map_err(|error| cannot_listen(settings.listen, error))?;
+        let (plain, address) = listen(settings.listen)?;
+        let secure = settings.secure.as_ref().map(Secured::listen).transpose()?;
         let write_buffers = Semaphore::new(usize::try_from(settings.write_buffers_bytes).unwrap_or(usize::MAX >> 3));
         let shared = Arc::new(Shared {
             exports,
@@ -66,6 +70,7 @@ impl HttpServer {
             main: Handle::current(),
             write_buffers,
             write_buffers_max: settings.write_buffers_bytes,
+            tokens: settings.tokens.clone(),
         });
         let (stop, stopped) = watch::channel(None);
         let workers = settings.worker_count();
@@ -81,7 +86,8 @@ impl HttpServer {
             let worker = Worker {
                 index,
                 doors: Arc::clone(&doors),
-                listener: listener.try_clone().map_err(|error| cannot_listen(address, error))?,
+                plain: plain.try_clone().map_err(|error| cannot_listen(address, error))?,
+                secure: secure.as_ref().map(Secured::try_clone).transpose()?,
                 inbox,
                 stopped: stopped.clone(),
                 shared: Arc::clone(&shared),
@@ -90,12 +96,18 @@ impl HttpServer {
             let thread = std::thread::Builder::new().name(format!("http-{index}")).spawn(move || worker.run());
             threads.push(thread.map_err(|error| cannot_listen(address, error))?);
         }
-        Ok(Self { address, stop, threads, drain_timeout: settings.drain_timeout })
+        let secure = secure.map(|secure| secure.address);
+        Ok(Self { address, secure, stop, threads, drain_timeout: settings.drain_timeout })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens under TLS.
+    pub fn secure_addr(&self) -> Option<SocketAddr> {
+        self.secure
     }
 
     /// Stops listening, lets answers that are under way finish, and ends.
@@ -119,14 +131,40 @@ impl Drop for HttpServer {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of a server that has just ended do not keep the port; another server does.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+/// A socket that listens, and where it does.
+fn listen(address: SocketAddr) -> Result<(StdListener, SocketAddr)> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // Connections of a server that has just ended do not keep the port; another server does.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = StdListener::from(socket);
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    open().map_err(|error| cannot_listen(address, error))
+}
+
+/// A socket whose connections begin with TLS.
+struct Secured {
+    listener: StdListener,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+}
+
+impl Secured {
+    fn listen(settings: &Secure) -> Result<Self> {
+        let acceptor = tls::acceptor(&settings.tls, Clients::Any, b"http/1.1")?;
+        let (listener, address) = listen(settings.listen)?;
+        Ok(Self { listener, address, acceptor })
+    }
+
+    fn try_clone(&self) -> Result<Self> {
+        let listener = self.listener.try_clone().map_err(|error| cannot_listen(self.address, error))?;
+        Ok(Self { listener, address: self.address, acceptor: self.acceptor.clone() })
+    }
 }
 
 fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
@@ -141,14 +179,22 @@ fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
 #[derive(Debug)]
 struct Door {
     ward: Arc<Ward>,
-    send: mpsc::UnboundedSender<StdStream>,
+    send: mpsc::UnboundedSender<Handed>,
+}
+
+/// A connection on its way to another worker.
+#[derive(Debug)]
+struct Handed {
+    stream: StdStream,
+    secure: bool,
 }
 
 struct Worker {
     index: usize,
     doors: Arc<[Door]>,
-    listener: StdListener,
-    inbox: mpsc::UnboundedReceiver<StdStream>,
+    plain: StdListener,
+    secure: Option<Secured>,
+    inbox: mpsc::UnboundedReceiver<Handed>,
     stopped: watch::Receiver<Option<Duration>>,
     shared: Arc<Shared>,
     connections_max: usize,
@@ -164,10 +210,11 @@ impl Worker {
     }
 
     async fn serve(self) {
-        let Self { index, doors, listener, mut inbox, mut stopped, shared, connections_max } = self;
-        let listener = match TcpListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, "an HTTP worker cannot listen"),
+        let Self { index, doors, plain, secure, mut inbox, mut stopped, shared, connections_max } = self;
+        let (secure, acceptor) = secure.map(|secure| (secure.listener, secure.acceptor)).unzip();
+        let (plain, secure) = match (TcpListener::from_std(plain), secure.map(TcpListener::from_std).transpose()) {
+            (Ok(plain), Ok(secure)) => (plain, secure),
+            (Err(error), _) | (_, Err(error)) => return tracing::error!(%error, "an HTTP worker cannot listen"),
         };
         let ward = Arc::clone(&doors[index].ward);
         let sweeper = tokio::spawn(sweep(Arc::clone(&ward)));
@@ -178,7 +225,8 @@ impl Worker {
                 });
                 let arrive = pin!(async {
                     tokio::select! {
-                        accepted = listener.accept() => Arrival::Accepted(accepted),
+                        accepted = plain.accept() => Arrival::Accepted(accepted, false),
+                        accepted = accept(secure.as_ref()) => Arrival::Accepted(accepted, true),
                         handed = inbox.recv() => Arrival::Handed(handed),
                     }
                 });
@@ -188,13 +236,18 @@ impl Worker {
                 }
             };
             let mine = match event {
-                Arrival::Accepted(Ok((stream, _))) => {
+                Arrival::Accepted(Ok((stream, _)), secure) => {
                     let least = emptiest(&doors, index);
                     doors[least].ward.load.fetch_add(1, Relaxed);
-                    if least == index { Some(stream) } else { hand_over(&doors[least], stream) }
+                    if least == index {
+                        Some((stream, secure))
+                    } else {
+                        hand_over(&doors[least], stream, secure);
+                        None
+                    }
                 }
-                Arrival::Handed(Some(stream)) => match TcpStream::from_std(stream) {
-                    Ok(stream) => Some(stream),
+                Arrival::Handed(Some(Handed { stream, secure })) => match TcpStream::from_std(stream) {
+                    Ok(stream) => Some((stream, secure)),
                     Err(_) => {
                         ward.load.fetch_sub(1, Relaxed);
                         None
@@ -202,20 +255,21 @@ impl Worker {
                 },
                 // The other workers hold a sender each, and so does this one.
                 Arrival::Handed(None) => None,
-                Arrival::Accepted(Err(error)) => {
+                Arrival::Accepted(Err(error), _) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     shared.clock.sleep(ACCEPT_PAUSE).await;
                     None
                 }
             };
-            if let Some(stream) = mine {
+            if let Some((stream, secure)) = mine {
                 if ward.open() >= connections_max {
                     ward.evict_one();
                 }
-                tokio::spawn(connection(stream, Arc::clone(&ward), Arc::clone(&shared)));
+                let acceptor = acceptor.clone().filter(|_| secure);
+                tokio::spawn(connection(stream, acceptor, Arc::clone(&ward), Arc::clone(&shared)));
             }
         };
-        drop(listener);
+        drop((plain, secure));
         ward.drain();
         let deadline = shared.clock.instant() + drain;
         while ward.open() > 0 && shared.clock.instant() < deadline {
@@ -227,8 +281,16 @@ impl Worker {
 }
 
 enum Arrival {
-    Accepted(io::Result<(TcpStream, SocketAddr)>),
-    Handed(Option<StdStream>),
+    Accepted(io::Result<(TcpStream, SocketAddr)>, bool),
+    Handed(Option<Handed>),
+}
+
+/// The next connection of a socket that may not be there.
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => pending().await,
+    }
 }
 
 /// The worker with the fewest connections; this one when it is among them.
@@ -240,12 +302,11 @@ fn emptiest(doors: &[Door], index: usize) -> usize {
 }
 
 /// Gives a connection to another worker, whose reactor it has to move to.
-fn hand_over(door: &Door, stream: TcpStream) -> Option<TcpStream> {
-    let sent = stream.into_std().map(|stream| door.send.send(stream));
+fn hand_over(door: &Door, stream: TcpStream, secure: bool) {
+    let sent = stream.into_std().map(|stream| door.send.send(Handed { stream, secure }));
     if !matches!(sent, Ok(Ok(()))) {
         door.ward.load.fetch_sub(1, Relaxed);
     }
-    None
 }
 
 async fn sweep(ward: Arc<Ward>) {
@@ -257,12 +318,39 @@ async fn sweep(ward: Arc<Ward>) {
 }
 
 /// Serves one connection until it ends, by its client, by the sweep or by a shutdown.
-async fn connection(stream: TcpStream, ward: Arc<Ward>, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, ward: Arc<Ward>, shared: Arc<Shared>) {
     let admitted = ward.admit();
     // Without this an answer in two segments waits for the delayed acknowledgement of the first: 40 ms.
     let _ = stream.set_nodelay(true);
-    let watch = &admitted.watch;
     let peer = stream.peer_addr().ok().map(|peer| peer.ip());
+    let Some(acceptor) = acceptor else { return talk(stream, peer, &admitted.watch, shared).await };
+    if let Some(stream) = greet(acceptor.accept(stream), &admitted.watch).await {
+        talk(stream, peer, &admitted.watch, shared).await;
+    }
+}
+
+/// Waits for the handshake of TLS, which has to come in the time of a header; `None` when it fails or takes longer.
+async fn greet<T>(handshake: impl Future<Output = io::Result<T>>, watch: &Watch) -> Option<T> {
+    let mut handshake = pin!(handshake);
+    watch.received();
+    poll_fn(|cx| {
+        watch.register(cx.waker());
+        if watch.verdict() != Verdict::Run {
+            return Poll::Ready(None);
+        }
+        handshake.as_mut().poll(cx).map(|ended| {
+            watch.idle();
+            ended.inspect_err(|error| tracing::debug!(%error, "a connection did not get through TLS")).ok()
+        })
+    })
+    .await
+}
+
+/// Answers the requests of a connection.
+async fn talk<T>(stream: T, peer: Option<IpAddr>, watch: &Arc<Watch>, shared: Arc<Shared>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(watch)));
     let requests = Requests { shared, watch: Arc::clone(watch), peer };
     let mut builder = http1::Builder::new();

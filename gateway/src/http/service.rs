@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::auth::Tokens;
 use super::disk::{self, Body, DiskRoute};
 use super::problem;
 use super::watch::Watch;
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     /// Bytes of PUT bodies that may be in memory.
     pub(crate) write_buffers: Semaphore,
     pub(crate) write_buffers_max: u32,
+    /// Who may ask; `None` for anybody.
+    pub(crate) tokens: Option<Arc<Tokens>>,
 }
 
 /// One connection's requests.
@@ -56,12 +59,13 @@ impl Service<Request<Incoming>> for Requests {
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         self.watch.begin();
         pin(&mut request);
-        let answer = if host_is_right(&request) {
-            disk::at_once(&self.shared, &self.watch, request)
-        } else {
-            let error = Error::invalid("bad-host", "an HTTP/1.1 request has exactly one Host");
-            self.watch.ward.counters.answered(RouteClass::Control, 400);
-            Ok(problem::respond(&error).map(Body::full))
+        let answer = match self.admit(&mut request) {
+            Ok(()) => disk::at_once(&self.shared, &self.watch, request),
+            Err(error) => {
+                let response = problem::respond(&error);
+                self.watch.ward.counters.answered(RouteClass::Control, response.status().as_u16());
+                Ok(response.map(Body::full))
+            }
         };
         match answer {
             Ok(response) => Answer::Now(Some(response.map(|body| body.watched(Arc::clone(&self.watch))))),
@@ -69,6 +73,21 @@ impl Service<Request<Incoming>> for Requests {
                 Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), self.peer, request)))
             }
         }
+    }
+}
+
+impl Requests {
+    /// Whether the request is one that may be looked at.
+    fn admit(&self, request: &mut Request<Incoming>) -> Result<(), Error> {
+        if !host_is_right(request) {
+            return Err(Error::invalid("bad-host", "an HTTP/1.1 request has exactly one Host"));
+        }
+        if let Some(tokens) = &self.shared.tokens
+            && let Some(caller) = tokens.admit(request)?
+        {
+            request.extensions_mut().insert(caller);
+        }
+        Ok(())
     }
 }
 

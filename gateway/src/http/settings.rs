@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use clonegate_policy_host::PolicyHost;
 
+use super::auth::Tokens;
 use super::boot::BootSettings;
+use crate::tls::Tls;
 
 /// Settings of the HTTP server. Every bound protects honest clients from one that is not.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     /// Where to listen. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where to listen for the same under TLS.
+    pub secure: Option<Secure>,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
     /// Open connections. Beyond it the one that has been idle longest makes room.
@@ -33,12 +37,24 @@ pub struct HttpSettings {
     pub boot: BootSettings,
     /// The plugins, whose routes are there only with them.
     pub policies: Option<Arc<PolicyHost>>,
+    /// Who may change things; without it, whoever reaches the port.
+    pub tokens: Option<Arc<Tokens>>,
+}
+
+/// HTTPS.
+#[derive(Debug, Clone)]
+pub struct Secure {
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Its certificate. Clients are told apart by tokens, not by certificates.
+    pub tls: Tls,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            secure: None,
             workers: 0,
             connections_max: 4096,
             idle_timeout: Duration::from_secs(75),
@@ -49,6 +65,7 @@ impl Default for HttpSettings {
             write_buffers_bytes: 256 * 1024 * 1024,
             boot: BootSettings::default(),
             policies: None,
+            tokens: None,
         }
     }
 }

@@ -14,9 +14,8 @@ mod settings;
 mod socket;
 mod stats;
 mod status;
-mod tls;
 mod transmission;
 
 pub use server::{NbdServer, serve};
-pub use settings::{NbdSettings, NbdTls};
+pub use settings::NbdSettings;
 pub use stats::NbdStats;

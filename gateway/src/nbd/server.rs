@@ -26,10 +26,10 @@ use super::handshake::{self, Encryption, Outcome};
 use super::settings::NbdSettings;
 use super::socket::Socket;
 use super::stats::NbdStats;
-use super::tls;
 use super::transmission::Transmission;
 use crate::clock::Clock;
 use crate::exports::{Detach, Exports};
+use crate::tls::{self, Clients};
 
 /// How long shutdown waits for what is in flight.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
@@ -109,7 +109,7 @@ pub async fn serve(settings: NbdSettings, exports: Arc<dyn Exports>) -> Result<N
         return Err(Error::invalid("nowhere-to-listen", "NBD has neither a TCP address nor a Unix socket")
             .hint("set listen.nbd or listen.nbd_unix"));
     }
-    let tls = settings.tls.as_ref().map(tls::acceptor).transpose()?;
+    let tls = settings.tls.as_ref().map(|tls| tls::acceptor(tls, Clients::Certified, b"")).transpose()?;
     let tcp = settings.listen.map(listen_tcp).transpose()?;
     let local_addr = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
     let unix = settings.unix.as_deref().map(listen_unix).transpose()?;

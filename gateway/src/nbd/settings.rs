@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tls::Tls;
+
 /// How the NBD server listens and what it bounds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -15,7 +17,7 @@ pub struct NbdSettings {
     /// Path of a Unix socket, made with mode 0600. TLS is not asked for on it: the file's owner decides who may connect.
     pub unix: Option<PathBuf>,
     /// Encryption of TCP connections; without it they are plain.
-    pub tls: Option<NbdTls>,
+    pub tls: Option<Tls>,
     /// Threads that serve connections; 0 is one per core.
     pub threads: usize,
     /// Connections at a time; more are closed at once.
@@ -51,24 +53,4 @@ impl Default for NbdSettings {
             waiting_bytes_max: 512 << 20,
         }
     }
-}
-
-/// Encryption by TLS 1.2 or 1.3 with certificates.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NbdTls {
-    /// PEM file of the server's certificate and those between it and the root.
-    pub certificate: PathBuf,
-    /// PEM file of the private key.
-    pub key: PathBuf,
-    /// PEM file of the authorities whose client certificates are accepted; when set, a client must show one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client_ca: Option<PathBuf>,
-    /// Whether plain connections are refused. Defaults to yes: a server that takes both can be talked down.
-    #[serde(default = "yes")]
-    pub required: bool,
-}
-
-fn yes() -> bool {
-    true
 }

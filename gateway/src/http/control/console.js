@@ -39,10 +39,20 @@ const table = (columns, items) => {
   return element;
 };
 
+// A gateway with tokens answers 401: one is asked for once, and kept as long as this page is open.
+let token = null;
+const ask = async (path) => {
+  const headers = token ? { Authorization: "Bearer " + token } : {};
+  const response = await fetch("/v1/" + path + "?limit=100", { headers });
+  if (response.status !== 401) return response;
+  if (token !== "") token = (prompt("Token for this gateway") ?? "").trim();
+  return token ? fetch("/v1/" + path + "?limit=100", { headers: { Authorization: "Bearer " + token } }) : response;
+};
+
 const refresh = async () => {
   const parts = [];
   for (const [title, path, columns] of lists) {
-    const response = await fetch("/v1/" + path + "?limit=100");
+    const response = await ask(path);
     if (!response.ok) throw new Error(title + ": " + ((await response.json()).detail ?? response.status));
     const page = await response.json();
     parts.push(cell("h2", title));

@@ -34,6 +34,7 @@ use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
 use clonegate_policy_host::PolicyHost;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -118,8 +119,20 @@ pub(crate) fn document() -> Document {
     document.merge(nouns().into_openapi());
     document.merge(boot::routes().into_openapi());
     document.merge(plugins::routes().into_openapi());
-    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    finish(&mut document);
     document
+}
+
+/// What is said of the interface as a whole.
+fn finish(document: &mut Document) {
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let token = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("Wanted where the gateway's `auth.tokens` is set, for all but what a machine reads to boot"));
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("token", SecurityScheme::Http(token.build()));
+    let nobody = SecurityRequirement::default();
+    document.security = Some(vec![nobody, SecurityRequirement::new("token", std::iter::empty::<String>())]);
 }
 
 /// The router. Without a gateway (in tests of the data routes) there are no nouns.
@@ -141,7 +154,7 @@ pub(crate) fn router(
         all = all.merge(plugins::routes().with_state(policies));
     }
     let (router, mut document) = all.split_for_parts();
-    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    finish(&mut document);
     router
         .layer(axum::middleware::from_fn_with_state(noted, audit::note))
         .layer(axum::middleware::from_fn_with_state(Arc::new(idempotency::Kept::default()), idempotency::once))

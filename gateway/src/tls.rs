@@ -1,6 +1,6 @@
-//! TLS of the NBD server: certificates from PEM files.
+//! TLS of the servers: certificates from PEM files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clonegate_core::{Error, Result};
@@ -8,20 +8,48 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use serde::{Deserialize, Serialize};
 use tokio_rustls::TlsAcceptor;
 
-use super::settings::NbdTls;
+/// Encryption by TLS 1.2 or 1.3 with certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file of the server's certificate and those between it and the root.
+    pub certificate: PathBuf,
+    /// PEM file of the private key.
+    pub key: PathBuf,
+    /// PEM file of the authorities whose client certificates are accepted; when set, a client of NBD must show one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+    /// Whether plain connections of NBD are refused. Defaults to yes: a server that takes both can be talked down.
+    #[serde(default = "yes")]
+    pub required: bool,
+}
 
-/// Reads the certificates and keys of `settings`.
+fn yes() -> bool {
+    true
+}
+
+/// Which clients are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// All.
+    Any,
+    /// Those with a certificate, where `client_ca` says whose.
+    Certified,
+}
+
+/// Reads the certificates and keys of `settings`. `protocol` is what is offered by ALPN; empty for nothing.
 ///
 /// # Errors
 /// `Invalid` with code `bad-certificate` that names the file.
-pub(super) fn acceptor(settings: &NbdTls) -> Result<TlsAcceptor> {
+pub fn acceptor(settings: &Tls, clients: Clients, protocol: &[u8]) -> Result<TlsAcceptor> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::internal("tls-setup", "the TLS library refuses its own defaults").because(error))?;
-    let builder = match &settings.client_ca {
+    let builder = match settings.client_ca.as_ref().filter(|_| clients == Clients::Certified) {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
@@ -36,9 +64,12 @@ pub(super) fn acceptor(settings: &NbdTls) -> Result<TlsAcceptor> {
     };
     let key = PrivateKeyDer::from_pem_file(&settings.key)
         .map_err(|error| bad(&settings.key, "it has no private key in PEM").because(error))?;
-    let config = builder
+    let mut config = builder
         .with_single_cert(certificates(&settings.certificate)?, key)
         .map_err(|error| bad(&settings.certificate, "certificate and key do not go together").because(error))?;
+    if !protocol.is_empty() {
+        config.alpn_protocols = vec![protocol.to_vec()];
+    }
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
