@@ -109,8 +109,11 @@ impl Machine {
         let network = self.script(script);
         match firmware {
             Firmware::Bios => {
-                let rom =
-                    self.roms.ipxe_rom.as_ref().map_or(String::new(), |rom| format!(",romfile={}", rom.display()));
+                let rom = self
+                    .roms
+                    .ipxe_rom
+                    .as_ref()
+                    .map_or(String::new(), |rom| format!(",romfile={},disable-legacy=on", rom.display()));
                 let card = format!("virtio-net-pci,netdev=n0,bootindex=1{rom}");
                 self.push(&["-netdev", &network, "-device", &card]);
             }

@@ -73,6 +73,10 @@ fn main() -> ExitCode {
     if std::env::var_os(INSIDE).is_some() || programs::find("unshare").is_none() {
         return harness::run(CASES);
     }
+    if std::env::var_os(harness::LONG).is_some() && programs::find("debootstrap").is_some() {
+        // Here, where its packages can be fetched; inside it is there already.
+        images::debian();
+    }
     let program = std::env::current_exe().expect("a running program has a path");
     let mut command = Command::new("unshare");
     command.args(if rustix::process::geteuid().is_root() {
@@ -221,11 +225,11 @@ fn a_machine_with_nothing_but_firmware_comes_up_by_uefi_http_boot_and_dnsmasq() 
 
 /// In a network of its own because dracut asks the standard port of NBD. With `CLONEGATE_LONG` alone: it takes minutes.
 fn a_system_with_dracut_has_its_root_on_a_clone() {
+    let image = images::debian();
     let mut site = Site::machine();
     site.serve_dnsmasq();
     let (http, nbd) = ("10.77.0.1:8080".parse().unwrap(), "10.77.0.1:10809".parse().unwrap());
     let gateway = Gateway::up_at(http, nbd, &["--clones", "1"], &[]);
-    let image = images::debian();
     gateway.cli_ok(&["template", "import", "debian", image.to_str().unwrap(), "--format", "raw"]);
     gateway.cli_ok(&["clone", "create", "pc", "--template", "debian"]);
     let args = "boot.args=console=ttyS0,115200 quiet panic=5 systemd.show_status=0 ip=dhcp rd.neednet=1 netroot=nbd:10.77.0.1:pc \

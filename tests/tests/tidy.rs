@@ -166,6 +166,21 @@ fn every_test_that_the_specification_names_exists() {
     none(&wrong);
 }
 
+/// A file of `cases!` has a `main` of its own: under the standard harness it would pass without running anything.
+#[test]
+fn every_file_of_cases_runs_its_own_harness() {
+    let manifest = tree::read("tests/Cargo.toml");
+    let mut wrong = Vec::new();
+    for source in tree::rust().into_iter().filter(|source| source.text.contains("\ncases! {")) {
+        let Some(name) = source.path.strip_prefix("tests/tests/") else { continue };
+        let name = name.trim_end_matches("/main.rs").trim_end_matches(".rs");
+        if !manifest.contains(&format!("name = \"{name}\"\nharness = false\n")) {
+            wrong.push(format!("tests/Cargo.toml: {name} needs `harness = false`"));
+        }
+    }
+    none(&wrong);
+}
+
 #[test]
 fn every_limit_is_kept_somewhere() {
     let limits = tree::read("gateway/core/src/limits.rs");
