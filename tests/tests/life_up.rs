@@ -6,6 +6,7 @@ use std::process::Output;
 
 use clonegate_tests::gateway::{Gateway, command, free_address};
 use clonegate_tests::raw_http::RawHttp;
+use clonegate_tests::serve::Serve;
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -182,4 +183,52 @@ fn the_example_configuration_is_right_and_every_verb_has_an_example() {
     let mut command = command(["config", "print"]);
     let printed = command.env("CLONEGATE_ICACHE_MEMORY", "\"64MiB\"").output().unwrap();
     assert!(String::from_utf8_lossy(&printed.stdout).contains("64"), "{printed:?}");
+}
+
+#[test]
+fn log_lines_are_as_the_configuration_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |log: &str| {
+        format!(
+            "home = \"file://{0}/home\"\n[[datastore]]\nname = \"a\"\nurl = \"file://{0}/a\"\n{log}",
+            dir.path().display()
+        )
+    };
+    let mut gateway =
+        Serve::start(&dir.path().join("gateway"), &config("[log]\nlevel = \"info\"\nformat = \"json\"\n"), &[]);
+    assert!(gateway.terminate());
+    let output = gateway.output();
+    let stopping = output.lines().find(|line| line.contains("stopping")).unwrap_or_else(|| panic!("{output}"));
+    let line: serde_json::Value = serde_json::from_str(stopping).unwrap();
+    assert_eq!(line["level"], "INFO", "{stopping}");
+
+    let file = dir.path().join("loud.toml");
+    fs::write(&file, config("[log]\nlevel = \"loud\"\n")).unwrap();
+    check_refused(
+        &command(["serve", "--config", file.to_str().unwrap()]).output().unwrap(),
+        2,
+        &["loud", "clonegate=debug"],
+    );
+}
+
+#[test]
+fn a_wrong_store_is_refused_before_anything_is_entered_and_its_secret_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("clonegate.toml");
+    for url in ["s3://KEY:HIDDENSECRET@bucket/x", "ftp://x"] {
+        let home = dir.path().join("home");
+        let text = format!(
+            "home = \"file://{}\"\n[[datastore]]\nname = \"a\"\nurl = \"{url}\"\n[journal]\npath = \"{}/j\"\n",
+            home.display(),
+            dir.path().display()
+        );
+        fs::write(&file, text).unwrap();
+        for verb in [&["serve"][..], &["config", "check"]] {
+            let mut command = command(verb);
+            let output = command.arg("--config").arg(&file).output().unwrap();
+            check_refused(&output, 2, &["not the url of a store"]);
+            assert!(!said(&output).contains("HIDDENSECRET"), "{}", said(&output));
+        }
+        assert!(!home.exists(), "nothing was entered");
+    }
 }

@@ -36,6 +36,7 @@ pub(super) fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
     match verb {
         Verb::Check { config } => {
             let loaded = config::load(config.as_deref())?;
+            running::check_files(&loaded)?;
             let empty = policies(&loaded)?;
             let stores = loaded.datastore.len();
             match session.form {

@@ -39,6 +39,7 @@ use self::client::Client;
 pub use self::failure::Failure;
 pub use self::output::Form;
 pub use self::process::main;
+use crate::config::Log;
 use crate::lifecycle::views::{Labels, Touched};
 
 /// Linked-clone volumes out of object stores, by HTTP ranges and NBD.
@@ -166,6 +167,14 @@ impl Cli {
     /// The log filter that was asked for.
     pub fn log(&self) -> Option<&str> {
         self.global.log.as_deref()
+    }
+
+    /// What the configuration says of log lines, when this is to be a gateway.
+    fn configured_log(&self) -> Option<Result<Log>> {
+        match &self.noun {
+            Noun::Serve(serve) => Some(serve.log()),
+            _ => None,
+        }
     }
 
     /// Runs the command.

@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use clonegate_core::{Error, Result};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::Cli;
+use crate::config::{Log, LogFormat};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -14,8 +17,10 @@ pub fn main() -> ExitCode {
         return clonegate_policy_host::compile_child_main();
     }
     let cli = Cli::parse();
-    let filter = EnvFilter::try_new(cli.log().unwrap_or("warn")).unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Err(error) = start_log(&cli) {
+        eprintln!("clonegate: {error}");
+        return ExitCode::from(error.kind().exit_code());
+    }
     crate::store::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -31,4 +36,30 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.exit)
         }
     }
+}
+
+/// Log lines go to standard error, as `--log` or the configuration of the gateway that this process becomes says; of a command that asks
+/// a gateway only warnings.
+fn start_log(cli: &Cli) -> Result<()> {
+    let Log { level, format } = match cli.configured_log() {
+        Some(log) => log?,
+        None => Log { level: "warn".to_owned(), format: LogFormat::Text },
+    };
+    let level = cli.log().map_or(level, str::to_owned);
+    let wrong = |why: String| {
+        Error::invalid("bad-log-level", why)
+            .on(level.clone())
+            .hint("use error, warn, info, debug, trace, or a filter as \"warn,clonegate=debug\"")
+    };
+    // A word alone is read as the name of a module otherwise.
+    if level.chars().all(char::is_alphanumeric) && level.parse::<LevelFilter>().is_err() {
+        return Err(wrong("it is no level of log lines".to_owned()));
+    }
+    let filter = EnvFilter::try_new(&level).map_err(|error| wrong(error.to_string()))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
 }

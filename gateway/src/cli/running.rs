@@ -23,7 +23,7 @@ use crate::metrics::{Kind, Metrics, Sample};
 use crate::nbd::{self, NbdServer, NbdSettings, NbdStats};
 use crate::policy::Policies;
 use crate::store::{Count, Operation};
-use crate::tls::Tls;
+use crate::tls::{self, Clients, Tls};
 
 /// Files and sockets that the process may have open, if the system permits so many.
 const OPEN_FILES: u64 = 1 << 20;
@@ -56,15 +56,7 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     raise_file_limit();
     let nbd_port = |at: SocketAddr| Some(at.port()).filter(|port| *port != 0);
     let http = address("listen.http", &config.listen.http)?;
-    let https = match (config.listen.https.as_str(), &config.tls) {
-        ("", _) => None,
-        (text, Some(tls)) => Some(Secure { listen: address("listen.https", text)?, tls: tls.clone() }),
-        (_, None) => {
-            return Err(Error::invalid("bad-config", "HTTPS needs a certificate")
-                .on("listen.https")
-                .hint("give `certificate` and `key` in the section [tls]"));
-        }
-    };
+    let https = secure(config)?;
     let nbd = match config.listen.nbd.as_str() {
         "" => None,
         text => Some(address("listen.nbd", text)?),
@@ -91,6 +83,26 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
         boot,
         tokens,
     })
+}
+
+/// Reads the files that a configuration names, as a start does.
+pub(super) fn check_files(config: &Config) -> Result<()> {
+    config.boot.settings(None)?;
+    config.auth.tokens.as_deref().map(Tokens::load).transpose()?;
+    config.identity.key_file.as_deref().map(IdentityKeys::load).transpose()?;
+    config.tls.as_ref().map(|tls| tls::acceptor(tls, Clients::Certified, b"")).transpose()?;
+    secure(config).map(drop)
+}
+
+/// Where HTTPS is served, and with which certificate.
+fn secure(config: &Config) -> Result<Option<Secure>> {
+    match (config.listen.https.as_str(), &config.tls) {
+        ("", _) => Ok(None),
+        (text, Some(tls)) => Ok(Some(Secure { listen: address("listen.https", text)?, tls: tls.clone() })),
+        (_, None) => Err(Error::invalid("bad-config", "HTTPS needs a certificate")
+            .on("listen.https")
+            .hint("give `certificate` and `key` in the section [tls]")),
+    }
 }
 
 impl Prepared {

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clonegate_core::Result as Outcome;
 
 use super::failure::Failure;
 use super::{output, running};
-use crate::config;
+use crate::config::{self, Log};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  clonegate serve --config /etc/clonegate.toml")]
@@ -14,6 +15,13 @@ pub(super) struct Serve {
     /// The configuration; examples/clonegate.toml tells each key
     #[arg(long, env = "CLONEGATE_CONFIG")]
     config: Option<PathBuf>,
+}
+
+impl Serve {
+    /// What its configuration says of log lines.
+    pub(super) fn log(&self) -> Outcome<Log> {
+        config::load(self.config.as_deref()).map(|config| config.log)
+    }
 }
 
 pub(super) async fn run(serve: Serve) -> Result<(), Failure> {

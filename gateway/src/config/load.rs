@@ -10,6 +10,7 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 
 use super::Config;
+use crate::store::check_store_url;
 
 /// The keys that can be set by the environment: `listen.nbd_unix` as `CLONEGATE_LISTEN_NBD_UNIX`. Values are written as in TOML.
 const KEYS: &[&str] = &[
@@ -109,6 +110,9 @@ fn explain(errors: &figment::Error) -> Error {
 fn check(config: Config) -> Result<Config> {
     let wrong = |key: &str, message: &str| Err(Error::invalid("bad-config", message).on(key));
     let mut names = std::collections::BTreeSet::new();
+    let mut places = std::collections::BTreeSet::new();
+    check_store_url(&config.home.0.url)?;
+    config.sources.iter().try_for_each(|url| check_store_url(url))?;
     for datastore in &config.datastore {
         Name::new(datastore.name.as_str())?;
         if !names.insert(datastore.name.as_str()) {
@@ -116,6 +120,12 @@ fn check(config: Config) -> Result<Config> {
         }
         if datastore.url.is_empty() {
             return wrong(&format!("datastore.{}", datastore.name), "it has no url");
+        }
+        // Here, before anything is entered anywhere: what stands in a catalog is hard to take back.
+        check_store_url(&datastore.url)?;
+        let place = datastore.url.trim_end_matches('/');
+        if place != "memory:" && !places.insert((place, datastore.endpoint.as_deref())) {
+            return wrong(&format!("datastore.{}", datastore.name), "two datastores have this url");
         }
         if !(1.0..=1000.0).contains(&datastore.overcommit) {
             return wrong(&format!("datastore.{}.overcommit", datastore.name), "it is from 1 to 1000");
@@ -178,6 +188,13 @@ mod tests {
             ("[clones]\nslots_per_base = 0", "clones.slots_per_base"),
             ("[icache]\nmemory = 'much'", "icache.memory"),
             ("[[datastore]]\nname = 'a'\nurl = ''", "datastore.a"),
+            ("[[datastore]]\nname = 'a'\nurl = 'ftp://x'", "ftp://x"),
+            ("home = 'file:relative'", "file:relative"),
+            ("[[datastore]]\nname = 'a'\nurl = 's3://KEY:SECRET@b'", "(a url with credentials)"),
+            (
+                "[[datastore]]\nname = 'a'\nurl = 's3://b/x'\n[[datastore]]\nname = 'b'\nurl = 's3://b/x/'",
+                "datastore.b",
+            ),
         ] {
             assert_eq!(refused(text).object(), Some(object), "{text}: {}", refused(text));
         }

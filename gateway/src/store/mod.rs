@@ -30,7 +30,7 @@ pub use self::config::{Secret, StoreConfig};
 pub use self::count::{Count, CountStore, Counts, Operation};
 pub use self::create::PutNew;
 pub use self::keys::{Key, Prefix};
-pub use self::open::split_object_url;
+pub use self::open::{check_store_url, split_object_url};
 pub use self::probe::Admission;
 pub use self::read::{Listed, Meta};
 use self::retry::Patience;

@@ -50,6 +50,22 @@ pub(super) fn open(config: &StoreConfig) -> Result<Opened> {
     }
 }
 
+/// Whether a URL can be that of a store, without opening it.
+///
+/// # Errors
+/// `Invalid` with code `bad-store-url`; credentials in a URL are not repeated.
+pub fn check_store_url(url: &str) -> Result<()> {
+    let parts = split(url)?;
+    match parts.scheme {
+        "file" if !decode(url, parts.path)?.starts_with('/') => {
+            Err(bad_url(url, "the directory must begin with a slash".to_owned()))
+        }
+        "file" | "memory" => Ok(()),
+        "s3" | "gs" | "az" => prefix_of(url, parts.path).map(drop),
+        other => Err(bad_url(url, format!("{other:?} is not a kind of store"))),
+    }
+}
+
 /// Splits the URL of one object into the URL of the store that holds it (`s3://bucket`, `file:///directory`) and its key.
 ///
 /// # Errors
