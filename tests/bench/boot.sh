@@ -1,13 +1,13 @@
 #!/bin/bash
 # Boots machines from a clone and, in turn, from nginx with the same image: firmware to marker in seconds, requests, bytes.
 #
-#   tests/bench/boot.sh [--rounds N] [--only REGEX] [--cold] [--storm] [--out FILE]
+#   tests/bench/boot.sh [--rounds N] [--only REGEX] [--cold [both|nginx]] [--storm] [--out FILE]
 #
 # Needs the small Linux of the tests (target/test-images/linux.raw; `cargo test -p clonegate-tests --test clients_boot` makes it), a built gateway
 # (GATEWAY, default target/release/clonegate), QEMU (TCG), nginx and the boot loaders of tests/rig/packages.txt. Rounds are in turn (nginx, ours,
 # nginx, …) so that noise hits both; ratios are made within a round, and the table shows medians. Warm: each server has served one
 # boot before. --cold: before each boot nginx's file leaves the page cache and the gateway is started anew with an empty iCache and
-# its store out of the page cache. --storm: one machine, then four at once, each on a clone of its own, with what the store is asked.
+# its store out of the page cache; `--cold nginx` leaves ours warm. --storm: one machine, then four at once, each on a clone of its own, with what the store is asked.
 # Loopback only; ends only what it started.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -25,7 +25,7 @@ import argparse, os, re, shutil, signal, socket, statistics, struct, subprocess,
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--only", default=".")
-parser.add_argument("--cold", action="store_true")
+parser.add_argument("--cold", nargs="?", const="both", default="", choices=["both", "nginx"])
 parser.add_argument("--storm", action="store_true")
 parser.add_argument("--out", default="")
 options = parser.parse_args()
@@ -267,7 +267,7 @@ CLIENTS = [
 
 
 def boot(server, make, cold):
-    if cold:
+    if cold in ("both", server.name):
         server.cold()
     arguments, marker = make(server)
     before = server.counts()
@@ -286,9 +286,9 @@ def table(servers):
     for name, make in CLIENTS:
         if not re.search(options.only, name):
             continue
-        if not options.cold:
-            for server in servers:
-                boot(server, make, False)
+        for server in servers:
+            if options.cold not in ("both", server.name):
+                boot(server, make, "")
         got = {server.name: [] for server in servers}
         failed = 0
         for number in range(options.rounds):

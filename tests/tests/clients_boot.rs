@@ -27,6 +27,8 @@ cases! {
     "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => boot_test_reports_how_far_a_clone_comes;
     "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "busybox", "cpio", "depmod", "grub-mkimage",
     "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => a_gateway_that_dies_during_a_boot_costs_a_pause;
+    "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "busybox", "cpio", "depmod", "grub-mkimage",
+    "mcopy", "mke2fs", "mkfs.vfat", "nbd-client", "python3", "sfdisk", "zstd" => a_clone_that_is_reset_or_deleted_during_a_boot_is_never_read_as_a_mixture;
     "qemu-system-x86_64", "/usr/lib/ipxe/qemu/efi-virtio.rom", "apt-get", "debootstrap", "mke2fs",
     "sfdisk" => a_debian_keeps_its_root_through_a_dead_gateway_and_a_reboot_and_loses_it_by_a_reset;
     "qemu-system-x86_64" => boot_test_says_what_qemu_said_when_it_ends_at_once;
@@ -97,6 +99,33 @@ fn a_gateway_that_dies_during_a_boot_costs_a_pause() {
         PATIENCE,
     );
     assert!(serial.has("mode=rw boots=1"), "{}", serial.text);
+}
+
+fn a_clone_that_is_reset_or_deleted_during_a_boot_is_never_read_as_a_mixture() {
+    let (gateway, clone) = linux();
+    let chain = format!("chain http://{HOST}:{}/boot.ipxe", gateway.http().port());
+    let machine = || Machine::new(Firmware::Bios).with_ipxe_at("52:54:00:c1:0e:09", &chain).failing_on("LINUX-FAIL");
+    let nbd = nbd(&gateway, &clone);
+
+    // Kernel and initrd by URL: the script sees that they are of two states, and begins again with the new one.
+    let args = "boot.args=console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
+    let labels = ["boot.mac=52:54:00:c1:0e:09", "boot.kernel=/boot/vmlinuz", "boot.initrd=/boot/initrd", args];
+    gateway.cli_ok(&[&["clone", "label", &clone][..], &labels].concat());
+    let reset = || drop(gateway.cli_ok(&["clone", "reset", &clone]));
+    let serial = machine().boot_and("starting the kernel of pc", reset, "LINUX-OK", PATIENCE);
+    assert!(serial.has("pc did not start from") && serial.has("trying again in 10 seconds"), "{}", serial.text);
+    assert!(serial.has("mode=rw boots=1"), "{}", serial.text);
+
+    // Its disk: whoever has begun to read cannot begin again, and gets errors rather than another disk's blocks.
+    gateway.cli_ok(&["clone", "label", &clone, "boot.kernel=", "boot.initrd="]);
+    let reading = || machine().with(&["-smbios", &nbd]).failing_on("LINUX-OK").not_failing_on("grub>");
+    reading().boot_and("GRUB-UP", reset, "failure reading sector", PATIENCE);
+    let serial = machine().with(&["-smbios", &nbd]).boot("LINUX-OK", PATIENCE);
+    assert!(serial.has("mode=rw boots=1"), "{}", serial.text);
+
+    let delete = || drop(gateway.cli_ok(&["clone", "delete", &clone]));
+    reading().boot_and("GRUB-UP", delete, "failure reading sector", PATIENCE);
+    machine().boot("there is no clone for this machine", PATIENCE);
 }
 
 fn a_debian_keeps_its_root_through_a_dead_gateway_and_a_reboot_and_loses_it_by_a_reset() {
