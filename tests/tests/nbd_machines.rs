@@ -42,6 +42,24 @@ fn initramfs(dir: &Path, below: &Path) -> String {
     path.display().to_string()
 }
 
+/// Lets the machine go on until it says `goal` or that it failed. Whenever it is told that writes were lost, which may be any time after
+/// the kill, it stops; then it is reset, as an operator would do. Says how often.
+fn install_until(machine: &mut LiveMachine, goal: &str) -> usize {
+    let mut resets = 0;
+    loop {
+        let resumes = machine.count("RESUME");
+        let over = |m: &LiveMachine| m.serial().contains(goal) || m.serial().contains("INSTALL-FAIL");
+        machine.until(PATIENCE, |m| over(m) || m.count("STOP") > m.count("RESUME"));
+        if over(machine) {
+            return resets;
+        }
+        resets += 1;
+        machine.tell("system_reset");
+        machine.tell("cont");
+        machine.until(PATIENCE, |m| m.count("RESUME") > resumes);
+    }
+}
+
 fn a_machine_that_installs_survives_a_gateway_that_is_killed_under_it() {
     let linux = images::linux();
     let mut gateway = Gateway::up(&["--clones", "0"]);
@@ -69,34 +87,20 @@ fn a_machine_that_installs_survives_a_gateway_that_is_killed_under_it() {
             "console=ttyS0 quiet panic=1",
         ],
     );
-    let failed = |machine: &LiveMachine| machine.serial().contains("INSTALL-FAIL");
     let mut resets = 0;
     // Killed thrice: early, while it installs, and late.
     for step in [2, 9, 20] {
-        machine.until(PATIENCE, |m| m.serial().contains(&format!("INSTALL-STEP {step}\n")) || failed(m));
+        resets += install_until(&mut machine, &format!("INSTALL-STEP {step}\n"));
         gateway.kill();
         gateway.start();
-        let (before, stops) = (machine.serial().len(), machine.count("BLOCK_IO_ERROR"));
-        // It goes on, or it is told that writes were lost and stops; then it is reset, as an operator would.
-        let steps = machine.serial().matches("INSTALL-STEP").count();
-        machine.until(PATIENCE, |m| {
-            m.count("BLOCK_IO_ERROR") > stops || m.serial().matches("INSTALL-STEP").count() > steps + 1 || failed(m)
-        });
-        if machine.count("BLOCK_IO_ERROR") > stops {
-            resets += 1;
-            machine.tell("system_reset");
-            machine.tell("cont");
-            machine.until(PATIENCE, |m| m.serial()[before..].contains("INSTALL-START") || failed(m));
-        }
     }
-    machine.until(PATIENCE, |m| m.serial().contains("INSTALL-OK") || failed(m));
+    resets += install_until(&mut machine, "INSTALL-OK");
     let serial = machine.serial();
     assert!(serial.contains("packages=30"), "{serial}");
-    machine.until(PATIENCE, |m| m.serial().contains("INSTALL-OK"));
-    assert_eq!(
-        serial.matches("INSTALL-START").count(),
-        resets + 1,
-        "a machine that was told nothing went on:\n{serial}"
+    let starts = serial.matches("INSTALL-START").count();
+    assert!(
+        starts <= resets + 1,
+        "{starts} starts, {resets} resets: a machine that was told nothing goes on:\n{serial}"
     );
     println!("3 kills, {resets} resets");
     while !machine.ended() {

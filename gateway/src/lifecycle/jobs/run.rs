@@ -185,12 +185,12 @@ impl JobRun {
         !self.live.is_lost() && !self.live.is_stopping() && error.kind() != ErrorKind::Unavailable
     }
 
-    /// Writes down where somebody else could go on. When it returns, this gateway still has the job.
+    /// Writes down where somebody else could go on, also when the work is to end: what is done is not done again. When it returns,
+    /// this gateway still has the job.
     ///
     /// # Errors
     /// As [`JobRun::check`]; those of the home.
     pub(crate) async fn save(&self, cursor: &(impl Serialize + Sync)) -> Result<()> {
-        self.check()?;
         let cursor = text(cursor)?;
         self.write(|record| record.cursor.clone_from(&cursor)).await?;
         *self.cursor.lock() = cursor;
