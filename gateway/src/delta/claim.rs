@@ -44,8 +44,22 @@ pub fn fenced(clone: &CloneRecord) -> Error {
         .hint("attach it there, or attach again here to take it over")
 }
 
-/// Claims the volume. The state holds everything that any older owner was ever acknowledged, and ends with our own
-/// `open` record.
+/// How a claim ended.
+#[derive(Debug)]
+pub enum Claimed {
+    /// The volume is ours. The state holds everything that any older owner was ever acknowledged, and ends with our own `open` record.
+    Ours(Box<LogState>),
+    /// Another gateway opened an epoch after the state was loaded that the claim began with. Whatever was concluded from that state (whether a journal
+    /// may be applied, whether something may be lost) has to be concluded again: load it and claim once more.
+    OpenedMeanwhile,
+}
+
+/// The last epoch that wrote anything.
+fn epoch_of(state: &LogState) -> u64 {
+    state.at.map_or(0, |at| at.epoch.0)
+}
+
+/// Claims the volume as it was `loaded`.
 ///
 /// # Errors
 /// `Fenced` with code `taken-over` when another gateway claims at the same time and is ahead; `Corrupt`; what the store gives.
@@ -55,7 +69,8 @@ pub async fn claim(
     loaded: Loaded,
     who: &Claimant,
     clock: &Clock,
-) -> Result<LogState> {
+) -> Result<Claimed> {
+    let known = epoch_of(&loaded.state);
     let mine = claim_epoch(store, clone, &loaded, who, clock).await?;
     let listing = Listing::read(store, clone.id).await?;
     if listing.highest_epoch() > mine {
@@ -63,7 +78,9 @@ pub async fn claim(
     }
     let mut loaded = loaded;
     let state = loop {
-        let state = close_older(store, loaded, mine, clock).await?;
+        let Some(state) = close_older(store, loaded, known, mine, clock).await? else {
+            return Ok(Claimed::OpenedMeanwhile);
+        };
         // An owner that was still at work may have made a checkpoint and collected what our state points to. It was
         // durable before it collected, so it is seen now, and after the poison there can be no further collection.
         let now = Listing::read(store, clone.id).await?;
@@ -74,8 +91,12 @@ pub async fn claim(
             break state;
         }
         loaded = load(store, clone).await?;
+        // Its first record may be collected already.
+        if epoch_of(&loaded.state) > known {
+            return Ok(Claimed::OpenedMeanwhile);
+        }
     };
-    open(store, clone, state, mine, who, clock).await
+    open(store, clone, state, mine, who, clock).await.map(|state| Claimed::Ours(Box::new(state)))
 }
 
 async fn claim_epoch(
@@ -102,8 +123,9 @@ async fn claim_epoch(
     Err(fenced(clone))
 }
 
-/// Closes every epoch below `mine` that may have a writer, taking in what it still committed.
-async fn close_older(store: &Store, loaded: Loaded, mine: u64, clock: &Clock) -> Result<LogState> {
+/// Closes every epoch below `mine` that may have a writer, taking in what it still committed. `None` at the first one after `known` that somebody has
+/// opened; that one is left as it is.
+async fn close_older(store: &Store, loaded: Loaded, known: u64, mine: u64, clock: &Clock) -> Result<Option<LogState>> {
     let Loaded { mut state, end, .. } = loaded;
     let first = end.map_or(1, |(next, _)| next.epoch.0);
     for epoch in first..mine {
@@ -112,9 +134,11 @@ async fn close_older(store: &Store, loaded: Loaded, mine: u64, clock: &Clock) ->
             Some((next, End::Open)) if epoch == first => next,
             _ => Position::new(epoch, 0),
         };
-        close(store, &mut state, next, mine, clock).await?;
+        if !close(store, &mut state, next, known, mine, clock).await? {
+            return Ok(None);
+        }
     }
-    Ok(state)
+    Ok(Some(state))
 }
 
 fn poison(state: &LogState, at: Position, by: u64, clock: &Clock) -> Result<bytes::Bytes> {
@@ -135,13 +159,21 @@ fn poison(state: &LogState, at: Position, by: u64, clock: &Clock) -> Result<byte
     Ok(encode_commit(record, &[])?.0)
 }
 
-/// Closes one epoch from `next` on. A writer that puts records faster than we read them meets a poison planted ahead of it.
-async fn close(store: &Store, state: &mut LogState, mut next: Position, by: u64, clock: &Clock) -> Result<()> {
+/// Closes one epoch from `next` on. A writer that puts records faster than we read them meets a poison planted ahead of it. False when it is
+/// an epoch after `known` that somebody has opened.
+async fn close(
+    store: &Store,
+    state: &mut LogState,
+    mut next: Position,
+    known: u64,
+    by: u64,
+    clock: &Clock,
+) -> Result<bool> {
     let mut collisions = 0;
     loop {
         let key = keys::log(state.clone, next.epoch, next.sequence);
         let there = match store.put_new(&key, poison(state, next, by, clock)?).await? {
-            PutNew::Created => return Ok(()),
+            PutNew::Created => return Ok(true),
             PutNew::Exists(there) => there,
         };
         let size = there.len() as u64;
@@ -150,11 +182,14 @@ async fn close(store: &Store, state: &mut LogState, mut next: Position, by: u64,
             _ => return Err(Error::corrupt("misplaced", "not the record of this place").on(key.to_string())),
         };
         if matches!(head.record.what, Change::Poison { .. }) {
-            return Ok(());
+            return Ok(true);
+        }
+        if next.epoch.0 > known {
+            return Ok(false);
         }
         apply(store, state, &head, size).await?;
         if head.record.what == Change::Close {
-            return Ok(());
+            return Ok(true);
         }
         next = next.next();
         collisions += 1;

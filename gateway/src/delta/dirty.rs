@@ -43,6 +43,11 @@ impl Dirty {
         self.pieces.is_empty()
     }
 
+    /// Its runs.
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// Puts `start..end`, written in `batch`, over what was there. `data` holds all of its blocks.
     pub fn insert(&mut self, start: u64, end: u64, data: Option<Bytes>, batch: u64) {
         self.clear(start, end, u64::MAX);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clonegate_core::ids::{CloneId, GatewayId};
@@ -12,6 +12,7 @@ use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use super::cache::DeltaCache;
 use super::journal::{Journal, JournalSettings};
@@ -72,6 +73,15 @@ impl Default for DeltaSettings {
 
 const UPKEEP_MAX: usize = 2;
 
+/// A moment by both clocks of the host, in milliseconds: one stands still while the host sleeps, the other may be set back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// Since the engine was opened.
+    pub(crate) ms: u64,
+    /// Since 1970 UTC.
+    pub(crate) wall_ms: u64,
+}
+
 /// Dirty memory is counted in units of this, so that 32 bits of permits are enough.
 pub(crate) const BUDGET_UNIT: u64 = 4096;
 
@@ -94,8 +104,8 @@ pub struct Engine {
     pub(crate) unsettled: Unsettled,
     /// Volumes that fold and write checkpoints at the same time: a round takes memory.
     pub(crate) upkeep: Semaphore,
-    /// Seconds since it was opened, counted by a task: cheaper to read than a clock.
-    pub(crate) tick: AtomicU64,
+    /// When it was opened.
+    opened: Instant,
     open: Mutex<HashSet<CloneId>>,
 }
 
@@ -124,19 +134,18 @@ impl Engine {
             open: Mutex::new(HashSet::new()),
             settings,
             gateway,
-            tick: AtomicU64::new(0),
+            opened: clock.instant(),
             clock,
             handle,
         });
-        let (clock, weak) = (engine.clock.clone(), Arc::downgrade(&engine));
-        engine.handle.spawn(async move {
-            loop {
-                clock.sleep(Duration::from_secs(1)).await;
-                let Some(engine) = weak.upgrade() else { return };
-                engine.tick.fetch_add(1, Ordering::Relaxed);
-            }
-        });
         Ok(engine)
+    }
+
+    /// Now, for those who remember when they looked. It is read from the clocks, and not counted by a task: a process that was stopped
+    /// wakes before its tasks run.
+    pub(crate) fn now(&self) -> Now {
+        let elapsed = self.clock.instant().saturating_duration_since(self.opened).as_millis();
+        Now { ms: u64::try_from(elapsed).unwrap_or(u64::MAX), wall_ms: self.clock.now_ms() }
     }
 
     /// Bytes of delta blocks in the cache.

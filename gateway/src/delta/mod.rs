@@ -19,5 +19,5 @@ pub mod object;
 pub mod state;
 pub(crate) mod unsettled;
 
-pub(crate) use engine::{BUDGET_UNIT, Registration};
+pub(crate) use engine::{BUDGET_UNIT, Now, Registration};
 pub use engine::{DeltaSettings, Engine};

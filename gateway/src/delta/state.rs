@@ -142,8 +142,11 @@ impl LogState {
         })
     }
 
-    /// Drops the delta: an `ephemeral` volume shows nothing of what a gateway that is gone put into the store.
+    /// Drops the delta: an `ephemeral` volume shows nothing of what a gateway that is gone put into the store. Its bytes are those of its base, and
+    /// so is their version.
     pub fn forget_delta(&mut self) {
+        self.change = 0;
+        self.changed_in = Epoch(0);
         self.image.map = BlockMap::new();
         self.objects = Objects::default();
         self.kept.clear();

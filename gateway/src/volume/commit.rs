@@ -24,14 +24,16 @@ use super::core::{Batch, Core, Moment};
 use super::ops::Operation;
 use super::room::Room;
 use super::upkeep::{House, Round};
+use crate::delta::Now;
 use crate::delta::claim::fenced;
 use crate::delta::dirty::Dirty;
 use crate::delta::load::IN_FLIGHT_COMMITS;
 use crate::delta::state::Applied;
 use crate::store::{Key, PutNew, keys};
 
-/// Runs of one record; half of what a record takes, since a run of zeroes may become several extents.
-const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
+/// Runs of one record; half of what a record takes, since a run of zeroes may become several extents. Of several batches half of that again,
+/// since one may cut the runs of another in two.
+pub(super) const RUNS_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 /// Blocks in a run from which on a record is one of large writes, which are seldom read soon: a copy, an installation.
 const COLD_RUN_BLOCKS: usize = 8;
 /// How often an `ephemeral` volume that is written looks for another owner.
@@ -67,8 +69,8 @@ pub(super) struct Done {
     size: u64,
     newest: u64,
     upto: u64,
-    /// The engine's tick when it was sent.
-    begun: u64,
+    /// When it was sent.
+    begun: Now,
     room: Room,
 }
 
@@ -213,7 +215,7 @@ impl Committer {
             return None;
         }
         let state = self.core.state.read();
-        let oldest = state.queue.front().map(|batch| batch.sealed).or(state.open_since)?;
+        let oldest = state.queue.front().map(|batch| batch.since).or(state.open_since)?;
         Some(oldest + self.core.engine.settings.upload_lag)
     }
 
@@ -242,7 +244,7 @@ impl Committer {
             Durability::Local => {
                 wanted
                     || state.queue_bytes >= super::write::BATCH_BYTES
-                    || late(state.queue.front().map(|batch| batch.sealed))
+                    || late(state.queue.front().map(|batch| batch.since))
             }
         };
         if !due {
@@ -253,7 +255,7 @@ impl Committer {
         while let Some(batch) = state.queue.front() {
             bytes += batch.bytes;
             runs += batch.runs.len();
-            if !batches.is_empty() && (bytes > COMMIT_BYTES_MAX as u64 / 2 || runs > RUNS_MAX) {
+            if !batches.is_empty() && (bytes > COMMIT_BYTES_MAX as u64 / 2 || runs > RUNS_MAX / 2) {
                 break;
             }
             state.queue_bytes -= batch.bytes;
@@ -321,7 +323,7 @@ impl Committer {
         self.next = self.next.next();
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
         let (object, head) = super::tail::encode(record, &runs)?;
-        let begun = self.core.engine.tick.load(Ordering::Relaxed);
+        let begun = self.core.engine.now();
         let cold = head.record.blocks as usize >= COLD_RUN_BLOCKS * head.extents.len();
         let done = Done { head, size: object.len() as u64, newest, upto, begun, room };
         let core = Arc::clone(&self.core);
@@ -368,17 +370,19 @@ impl Committer {
         drop(state);
         drop(done.room);
         // A record that was accepted says that the volume is still ours.
-        self.core.looked.fetch_max(done.begun, Ordering::Relaxed);
+        self.core.looked.set(done.begun);
         if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
             journal.release(self.core.record.id, done.upto);
         }
         Ok(())
     }
 
-    /// Puts everything that was accepted so far into the store.
+    /// Puts everything that was accepted so far into the store. What is accepted meanwhile does not keep it here: a machine that writes all
+    /// the time never pauses.
     pub(super) async fn drain(&mut self) -> Result<()> {
+        let newest = self.core.state.read().newest_batch();
         loop {
-            while self.in_flight.len() < IN_FLIGHT_COMMITS {
+            while self.in_flight.len() < IN_FLIGHT_COMMITS && (self.begun < newest || !self.parts.is_empty()) {
                 let Some(commit) = self.next_commit(true) else { break };
                 self.begin(commit)?;
             }

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use clonegate_core::format::clone::{CloneRecord, Durability};
 use clonegate_core::format::log::{Position, Run};
 use clonegate_core::ids::Epoch;
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use crate::delta::dirty::Dirty;
 use crate::delta::journal::{Journal, Submission};
 use crate::delta::state::LogState;
 use crate::delta::unsettled::Mark;
-use crate::delta::{BUDGET_UNIT, Engine, Registration};
+use crate::delta::{BUDGET_UNIT, Engine, Now, Registration};
 use crate::device::{DeviceInfo, Version};
 use crate::store::Store;
 
@@ -45,7 +45,8 @@ pub(super) struct Batch {
     pub(super) time_ms: u64,
     pub(super) runs: Vec<Run>,
     pub(super) bytes: u64,
-    pub(super) sealed: Instant,
+    /// When the oldest write in it was accepted.
+    pub(super) since: Instant,
     pub(super) room: Room,
 }
 
@@ -105,6 +106,35 @@ impl Moment {
     }
 }
 
+/// When somebody last looked. Whoever sets it late sets it back, and then one looks once more than is needed.
+#[derive(Debug)]
+pub(super) struct Looked {
+    ms: AtomicU64,
+    wall_ms: AtomicU64,
+}
+
+impl Looked {
+    pub(super) fn new(at: Now) -> Self {
+        Self { ms: AtomicU64::new(at.ms), wall_ms: AtomicU64::new(at.wall_ms) }
+    }
+
+    pub(super) fn set(&self, at: Now) {
+        self.ms.store(at.ms, Ordering::Relaxed);
+        self.wall_ms.store(at.wall_ms, Ordering::Relaxed);
+    }
+
+    /// Nothing of what is known counts any more.
+    fn forget(&self) {
+        self.wall_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// Milliseconds since then, by the clock that says more.
+    pub(super) fn age(&self, now: Now) -> u64 {
+        let since = |then: &AtomicU64, now: u64| now.saturating_sub(then.load(Ordering::Relaxed));
+        since(&self.ms, now.ms).max(since(&self.wall_ms, now.wall_ms))
+    }
+}
+
 /// Tells whether a log that was read has more now.
 pub(super) type Seen = (Option<Position>, Option<Position>, usize);
 
@@ -125,7 +155,9 @@ pub(super) struct Progress {
     /// Batches up to this number are waited for.
     pub(super) wanted: AtomicU64,
     changed: Notify,
-    /// Why it does not come further at the moment, when that is not an outage.
+    /// Batches up to this number that the journal did not take: they wait for the store like those of a volume without one.
+    refused: AtomicU64,
+    /// Why the store does not take more at the moment, when that is not an outage.
     stuck: Mutex<Option<Error>>,
     dead: Mutex<Option<Error>>,
 }
@@ -144,6 +176,12 @@ impl Progress {
 
     pub(super) fn set_journaled(&self, number: u64) {
         self.journaled.fetch_max(number, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    /// The journal did not take a batch.
+    fn set_refused(&self, number: u64) {
+        self.refused.fetch_max(number, Ordering::AcqRel);
         self.changed.notify_waiters();
     }
 
@@ -175,8 +213,10 @@ impl Progress {
             if let Some(error) = self.dead.lock().clone() {
                 return Err(error);
             }
+            // What the store does not take is no matter of one who waits for the journal.
+            let store = !journal || self.refused.load(Ordering::Acquire) >= number;
             // Taken, so that the next flush tries for itself: an error is told, and does not last.
-            if let Some(error) = self.stuck.lock().take() {
+            if store && let Some(error) = self.stuck.lock().take() {
                 return Err(error);
             }
             changed.await;
@@ -206,8 +246,8 @@ pub(super) struct Core {
     pub(super) commands: Mutex<Option<mpsc::UnboundedSender<Command>>>,
     /// Where the last read ended, to see sequential readers.
     pub(super) read_end: AtomicU64,
-    /// The engine's tick at which what is known of the log was last known to be true.
-    pub(super) looked: AtomicU64,
+    /// When what is known of the log was last known to be true.
+    pub(super) looked: Looked,
     /// When the volume was last known to be ours and not deleted.
     pub(super) confirmed: Mutex<Moment>,
     /// Somebody was sent to look.
@@ -274,6 +314,7 @@ impl Core {
                 Ok(()) => core.progress.set_journaled(number),
                 // The journal cannot promise it, so the store has to.
                 Err(_) => {
+                    core.progress.set_refused(number);
                     core.progress.wanted.fetch_max(number, Ordering::AcqRel);
                     core.wake.notify_one();
                 }
@@ -361,6 +402,9 @@ impl Core {
         state.queue_bytes = 0;
         self.publish(&state);
         drop(state);
+        if error.kind() == ErrorKind::Fenced {
+            self.looked.forget();
+        }
         self.progress.set_dead(error.clone());
     }
 }
@@ -385,10 +429,9 @@ impl State {
             time_ms: self.modified_ms,
             runs,
             bytes,
-            sealed: Instant::now(),
+            since: self.open_since.take().unwrap_or_else(Instant::now),
             room: std::mem::take(&mut self.open_room),
         });
-        self.open_since = None;
         Some(number)
     }
 
@@ -401,4 +444,28 @@ impl State {
 /// Budget units of so many bytes.
 pub(super) fn units(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(BUDGET_UNIT)).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_store_refuses_is_told_to_those_who_wait_for_it_and_not_to_those_who_wait_for_the_journal() {
+        let progress = Progress::default();
+        let full = || Error::exhausted("store-full", "no room");
+        let soon = Duration::from_secs(1);
+        progress.set_stuck(full());
+        assert!(tokio::time::timeout(soon, progress.reached(1, true)).await.is_err(), "the journal is at it");
+        progress.set_journaled(1);
+        progress.reached(1, true).await.unwrap();
+        assert_eq!(progress.reached(1, false).await.unwrap_err(), full());
+        // The journal has no room either.
+        progress.set_stuck(full());
+        progress.set_refused(2);
+        assert_eq!(progress.reached(2, true).await.unwrap_err(), full());
+        assert!(tokio::time::timeout(soon, progress.reached(2, true)).await.is_err(), "an error is told once");
+        progress.set_durable(2);
+        progress.reached(2, true).await.unwrap();
+    }
 }

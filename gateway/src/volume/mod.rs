@@ -163,7 +163,7 @@ impl Volume {
             seen: own::seen(&listing),
             mark: Mark::default(),
         };
-        let tick = engine.tick.load(Ordering::Relaxed);
+        let opened = engine.now();
         let core = Core {
             mode: record.durability,
             face: ArcSwap::from_pointee(Face { pristine: false, reader: true, base }),
@@ -175,7 +175,7 @@ impl Volume {
             wake: Notify::new(),
             commands: Mutex::new(None),
             read_end: AtomicU64::new(0),
-            looked: AtomicU64::new(tick),
+            looked: core::Looked::new(opened),
             confirmed: Mutex::new(core::Moment::now(&engine.clock)),
             looking: AtomicBool::new(false),
             lost_tail_accepted: AtomicBool::new(false),

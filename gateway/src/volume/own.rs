@@ -13,7 +13,7 @@ use clonegate_core::{Error, ErrorKind, Result};
 use super::commit::{Command, Committer, closed};
 use super::core::{Core, Moment, Role, Seen};
 use crate::delta::Engine;
-use crate::delta::claim::{Claimant, claim, fenced};
+use crate::delta::claim::{Claimant, Claimed, claim, fenced};
 use crate::delta::journal::Journal;
 use crate::delta::load::{End, Listing, Loaded, load};
 use crate::delta::unsettled::Found;
@@ -22,6 +22,8 @@ use crate::store::{Store, keys};
 
 /// How long a read waits for a look at the log before it is answered from what is known.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Times that a takeover is begun anew because another gateway was at it too.
+const TAKE_OVERS: u32 = 4;
 /// How long an owner may know nothing of its volume before it has to look whether that was deleted: well below the hour for which what fences
 /// a deleted volume stays.
 const UNKNOWN_MOST: Duration = Duration::from_secs(20 * 60);
@@ -81,6 +83,17 @@ impl Core {
     }
 
     async fn take_over(self: &Arc<Self>) -> Result<()> {
+        for _ in 0..TAKE_OVERS {
+            if self.try_take_over().await? {
+                return Ok(());
+            }
+        }
+        Err(fenced(&self.record))
+    }
+
+    /// One attempt. False when another gateway opened the volume meanwhile, so that what was concluded from its state no longer holds.
+    async fn try_take_over(self: &Arc<Self>) -> Result<bool> {
+        let begun = Moment::now(&self.engine.clock);
         let loaded = load(&self.store, &self.record).await?;
         let leftovers = loaded.listing.logs.len() + loaded.listing.segments.len();
         let lost_tail = self.check_tail(&loaded).await?;
@@ -92,8 +105,16 @@ impl Core {
             fresh: self.mode == Durability::Ephemeral,
             lost_tail: lost_tail || gap,
         };
-        let begun = Moment::now(&self.engine.clock);
-        let mut log = claim(&self.store, &self.record, loaded, &who, &self.engine.clock).await?;
+        let mut log = match claim(&self.store, &self.record, loaded, &who, &self.engine.clock).await? {
+            Claimed::Ours(log) => *log,
+            Claimed::OpenedMeanwhile => return Ok(false),
+        };
+        // What keeps others out of a deleted volume may have come and gone in the meantime.
+        if begun.elapsed(&self.engine.clock) >= UNKNOWN_MOST {
+            return Err(Error::unavailable("slow-claim", "to take the volume over took too long to be sure of it")
+                .on(self.record.name.to_string())
+                .hint("try again"));
+        }
         self.replay_tail(&mut log, tail).await?;
         let base = self.base(log.image.base).await?;
         let at = log.at.ok_or_else(|| Error::internal("no-open", "a claim without a record"))?;
@@ -109,12 +130,12 @@ impl Core {
         self.torn.store(torn, Ordering::Release);
         state.mark = self.engine.unsettled.begin(self.record.id, torn);
         state.next_batch = mark + 1;
-        self.looked.store(self.engine.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.looked.set(self.engine.now());
         *self.confirmed.lock() = begun;
         self.progress.begin_at(mark);
         Committer::start(self, at, mark, leftovers);
         self.publish(&state);
-        Ok(())
+        Ok(true)
     }
 
     /// Takes in what the log says.
@@ -131,10 +152,10 @@ impl Core {
         self.publish(state);
     }
 
-    /// Seconds since what is known of the log was last known to be true, and how many it may be; 0: any number.
+    /// Milliseconds since what is known of the log was last known to be true, and how many it may be; 0: any number.
     fn age(&self) -> (u64, u64) {
-        let now = self.engine.tick.load(Ordering::Relaxed);
-        (now.saturating_sub(self.looked.load(Ordering::Relaxed)), self.engine.settings.staleness.as_secs())
+        let most = u64::try_from(self.engine.settings.staleness.as_millis()).unwrap_or(u64::MAX);
+        (self.looked.age(self.engine.now()), most)
     }
 
     /// Whether what is known of the log is as young as it has to be. When it grows old, somebody is sent to look, so that
@@ -171,7 +192,7 @@ impl Core {
         match result {
             Err(error) if error.kind() == ErrorKind::Unavailable && error.code() != "stopping" => {
                 tracing::warn!(clone = %self.record.name, %error, "reads go on with what is known");
-                self.looked.store(self.engine.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+                self.looked.set(self.engine.now());
                 Ok(())
             }
             result => result,
@@ -194,7 +215,7 @@ impl Core {
 
     /// As the owner: whether somebody claimed the next epoch. A stalled owner learns so before it answers reads for long.
     async fn confirm(self: &Arc<Self>) -> Result<()> {
-        let tick = self.engine.tick.load(Ordering::Relaxed);
+        let begun = self.engine.now();
         let Some(at) = self.state.read().log.at else { return Ok(()) };
         let next = keys::epoch(self.record.id, Epoch(at.epoch.0 + 1));
         match self.store.head(&next).await {
@@ -205,7 +226,7 @@ impl Core {
                     }
                     return Err(error);
                 }
-                self.looked.fetch_max(tick, Ordering::Relaxed);
+                self.looked.set(begun);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -260,7 +281,7 @@ impl Core {
             if !matches!(core.state.read().role, Role::Reader) || !(anyway || age >= most) {
                 return Ok(());
             }
-            let tick = core.engine.tick.load(Ordering::Relaxed);
+            let begun = core.engine.now();
             let listing = Listing::read(&core.store, core.record.id).await?;
             let vanished = listing.logs.is_empty() && core.state.read().seen.0.is_some();
             if listing.deleted || vanished {
@@ -280,7 +301,7 @@ impl Core {
                 state.seen = seen(&listing);
                 core.adopt(&mut state, log, base);
             }
-            core.looked.store(tick, Ordering::Relaxed);
+            core.looked.set(begun);
             Ok(())
         });
         task.await.map_err(|_| super::read::stopping())?
@@ -289,6 +310,8 @@ impl Core {
     /// Puts everything into the store and gives the volume up.
     pub(super) async fn close(self: &Arc<Self>) -> Result<()> {
         let _turn = self.turn.lock().await;
+        // Nothing is accepted any more from here on: the record that closes the epoch says that everything accepted is in the log.
+        let _gate = self.gate.write().await;
         let role = self.state.read().role.clone();
         match role {
             Role::Dead(error) if error.code() == "closed" => Ok(()),

@@ -12,7 +12,7 @@ use clonegate_core::limits::COMMIT_BYTES_MAX;
 use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{Error, ErrorKind, Result};
 
-use super::commit::{put, split};
+use super::commit::{RUNS_MAX, put, split};
 use super::core::Core;
 use crate::delta::dirty::Dirty;
 use crate::delta::journal::Journal;
@@ -163,10 +163,17 @@ impl Core {
         let mut entries = tail.into_iter().filter(|entry| entry.record.number > mark).peekable();
         while entries.peek().is_some() {
             let mut merged = Dirty::default();
-            let (mut bytes, mut number, mut time_ms) = (0, 0, 0);
-            while let Some(entry) = entries.next_if(|_| bytes < COMMIT_BYTES_MAX as u64 / 2) {
+            let (mut bytes, mut extents, mut number, mut time_ms) = (0, 0, 0, 0);
+            // Several only if one record takes them all: a part of one batch without all of those before it is no prefix.
+            let size = |entry: &Entry| u64::from(entry.record.blocks) * BLOCK_BYTES;
+            let fits = |entry: &Entry, bytes: u64, extents: usize| {
+                bytes + size(entry) <= COMMIT_BYTES_MAX as u64 / 2
+                    && extents + entry.record.extents as usize <= RUNS_MAX / 2
+            };
+            while let Some(entry) = entries.next_if(|entry| number == 0 || fits(entry, bytes, extents)) {
                 (number, time_ms) = (entry.record.number, entry.record.time_ms);
-                bytes += u64::from(entry.record.blocks) * BLOCK_BYTES + 1;
+                bytes += size(&entry);
+                extents += entry.record.extents as usize;
                 for run in entry.runs {
                     merged.insert(run.start.0, run.start.0 + run.blocks, run.data, number);
                 }

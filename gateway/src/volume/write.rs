@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use clonegate_core::format::clone::Durability;
 use clonegate_core::format::frame::BLOCK;
+use clonegate_core::limits::COMMIT_EXTENTS_MAX;
 use clonegate_core::units::{BLOCK_BYTES, ByteRange};
 use clonegate_core::{Error, Result};
 use tokio::time::Instant;
@@ -16,6 +17,8 @@ use crate::device::{Version, WriteOptions};
 
 /// A batch of this many bytes is closed and sent on its way.
 pub(super) const BATCH_BYTES: u64 = 4 << 20;
+/// And one of this many runs: a commit and an entry of the journal have room for them, also when some are cut in two.
+const BATCH_RUNS: usize = COMMIT_EXTENTS_MAX / 4;
 /// Writes this small are copied, so that they do not hold on to a larger buffer that they came in.
 const COPY_BYTES: usize = 16 * 1024;
 
@@ -171,16 +174,19 @@ impl Core {
             }
             state.open.insert(from / BLOCK_BYTES, to.div_ceil(BLOCK_BYTES), Some(whole), batch);
         }
-        self.accepted(state, range.len(), room);
+        self.accepted(state, held(range), room);
     }
 
-    /// Counts an accepted change and wakes the committer when it has something to do.
+    /// Counts an accepted change and wakes the committer when it has something to do. `bytes` are those of all blocks that it holds: by
+    /// them it is decided what fits into one record.
     pub(super) fn accepted(self: &Arc<Self>, state: &mut State, bytes: u64, room: Room) {
         state.mark.set(true);
         state.open_bytes += bytes;
         state.open_room.add(room);
-        // Enough numbers that each part of a large write, which may be a commit of its own, has one.
-        let change = state.version.change + 1 + (bytes >> 20);
+        let full = state.open_bytes >= self.batch_bytes() || state.open.len() >= BATCH_RUNS;
+        // A batch that is full may become several commits. Each has a number that nobody was told: the bytes in between are of no moment
+        // that there was.
+        let change = state.version.change + 1 + if full { 1 + (bytes >> 20) } else { 0 };
         let epoch = state.log.at.map_or(0, |at| at.epoch.0);
         state.version = Version { life: epoch, change };
         state.modified_ms = self.engine.clock.now_ms();
@@ -192,7 +198,7 @@ impl Core {
                 self.wake.notify_one();
             }
         }
-        if state.open_bytes >= self.batch_bytes() {
+        if full {
             self.seal(state);
             self.wake.notify_one();
         }

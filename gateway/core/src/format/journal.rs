@@ -14,7 +14,8 @@
 //! ```
 //!
 //! An entry of another generation than its file's is a leftover. The first entry that does not decode is the end, unless
-//! a later one says that the place was synced before it: then the journal is damaged.
+//! a later one says that the place was synced before it: then the journal is damaged. A *mark* is an entry of no batch: it says
+//! that alone, of the group before it, when no other group follows at once.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ use crate::limits::COMMIT_EXTENTS_MAX;
 
 /// Where the entries of a file begin.
 pub const ENTRIES_AT: u64 = 4096;
+/// Bytes of a mark: less than any batch takes.
+pub const MARK_BYTES: u64 = 104;
 /// Entries begin on multiples of this.
 pub const ENTRY_ALIGN: u64 = 8;
 
@@ -87,6 +90,29 @@ pub struct JournalEntryRecord {
 impl Record for JournalEntryRecord {
     const KIND: Kind = Kind::JournalEntry;
     const VERSION: u16 = 1;
+}
+
+impl JournalEntryRecord {
+    /// A mark: everything before `synced` was synced.
+    pub const fn mark(generation: u64, synced: u64) -> Self {
+        Self {
+            generation,
+            synced,
+            clone: CloneId::from_bytes([0; 16]),
+            epoch: Epoch(0),
+            number: 0,
+            change: 0,
+            time_ms: 0,
+            extents: 0,
+            blocks: 0,
+            body_crc: 0,
+        }
+    }
+
+    /// Whether it is a mark. Batches are numbered from 1.
+    pub const fn is_mark(&self) -> bool {
+        self.number == 0 && self.extents == 0
+    }
 }
 
 /// The extent table of an entry, and the blocks behind it.
@@ -233,6 +259,17 @@ mod tests {
         assert_eq!((entry.record.number, entry.record.clone), (record.number, record.clone));
         assert_eq!(entry.runs.len(), 3);
         assert_eq!(entry.runs[0].data.as_deref(), Some(&[3; BLOCK][..]));
+    }
+
+    #[test]
+    fn a_mark_survives_its_bytes_and_is_shorter_than_any_batch() {
+        let bytes = encode_entry(JournalEntryRecord::mark(7, 8192), &[]).unwrap();
+        let mark = decode_entry(&bytes).unwrap();
+        assert_eq!(mark.record, JournalEntryRecord::mark(7, 8192));
+        assert!(mark.record.is_mark() && mark.bytes == MARK_BYTES && bytes.len() as u64 == MARK_BYTES);
+        let zeroes = [Run { start: BlockIndex(0), blocks: 1, data: None }];
+        let least = encode_entry(JournalEntryRecord { number: 1, ..mark.record }, &zeroes).unwrap();
+        assert!(least.len() > bytes.len() && !decode_entry(&least).unwrap().record.is_mark());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clonegate_core::format::journal::Entry;
 use clonegate_core::format::log::Run;
@@ -24,6 +25,9 @@ use parking_lot::{Condvar, Mutex};
 use self::recover::{Damage, EntryRef};
 use self::writer::Files;
 use crate::clock::Clock;
+
+/// When nothing was submitted for so long, it is noted that the last group was synced: no flush waits for that.
+const IDLE: Duration = Duration::from_millis(100);
 
 /// How the journal is kept.
 #[derive(Debug, Clone)]
@@ -190,18 +194,29 @@ impl Journal {
 impl Shared {
     /// The thread: everything that waits is one group.
     fn serve(&self) {
+        let mut unmarked = false;
         loop {
             let group = {
                 let mut queue = self.queue.lock();
                 while queue.waiting.is_empty() && !queue.stopping {
-                    self.ready.wait(&mut queue);
+                    if !unmarked {
+                        self.ready.wait(&mut queue);
+                    } else if self.ready.wait_for(&mut queue, IDLE).timed_out() {
+                        break;
+                    }
                 }
-                if queue.waiting.is_empty() {
+                if queue.waiting.is_empty() && queue.stopping {
                     return;
                 }
                 std::mem::take(&mut queue.waiting)
             };
-            self.append(group);
+            if group.is_empty() {
+                self.files.lock().mark();
+                unmarked = false;
+            } else {
+                self.append(group);
+                unmarked = true;
+            }
         }
     }
 
@@ -225,6 +240,7 @@ impl Drop for Journal {
         }
         let mut files = self.shared.files.lock();
         files.release(std::mem::take(&mut *self.shared.released.lock()));
+        files.mark();
         files.retire_current();
     }
 }

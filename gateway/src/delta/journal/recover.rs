@@ -13,7 +13,7 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use clonegate_core::format::envelope;
 use clonegate_core::format::journal::{
-    ENTRIES_AT, ENTRY_ALIGN, Entry, JournalEntryRecord, JournalSegmentRecord, decode_entry, entry_bytes,
+    ENTRIES_AT, ENTRY_ALIGN, Entry, JournalEntryRecord, JournalSegmentRecord, MARK_BYTES, decode_entry, entry_bytes,
 };
 use clonegate_core::ids::{CloneId, Nonce};
 use clonegate_core::{Error, Result};
@@ -201,6 +201,10 @@ fn walk(bytes: &Bytes, generation: u64) -> Walked {
         match decode_entry(&rest) {
             Ok(Entry { record, bytes, .. }) if record.generation == generation => {
                 walked.synced = walked.synced.max(record.synced);
+                if record.is_mark() {
+                    at += bytes;
+                    continue;
+                }
                 walked.newest_ms = walked.newest_ms.max(record.time_ms);
                 // A file that was cut may end before the zeroes that fill an entry.
                 let there = bytes.min(rest.len() as u64);
@@ -209,6 +213,7 @@ fn walk(bytes: &Bytes, generation: u64) -> Walked {
                     .push((record.clone, EntryRef { file: 0, offset: at, bytes: there, number: record.number }));
                 at += bytes;
             }
+            _ if is_lost_mark(&rest, generation) => at += MARK_BYTES,
             _ => {
                 // When its record can be read, it says whose it is and where the next begins: nothing is looked for in a guest's bytes.
                 let head = envelope::decode_with::<JournalEntryRecord>(&rest).ok();
@@ -226,6 +231,14 @@ fn walk(bytes: &Bytes, generation: u64) -> Walked {
         }
     }
     walked
+}
+
+/// Whether a mark was here: it is shorter than any batch, so an entry that begins so soon tells. Nobody's write is lost with it.
+fn is_lost_mark(rest: &Bytes, generation: u64) -> bool {
+    let behind = usize::try_from(MARK_BYTES).ok().filter(|at| *at < rest.len()).map(|at| rest.slice(at..));
+    behind.is_some_and(|behind| {
+        envelope::decode_with::<JournalEntryRecord>(&behind).is_ok_and(|head| head.record.generation == generation)
+    })
 }
 
 fn next_magic(bytes: &Bytes, from: u64) -> Option<u64> {

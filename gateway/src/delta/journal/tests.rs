@@ -170,6 +170,113 @@ fn a_flipped_byte_in_a_journal_loses_one_batch_at_most_and_says_so_unless_it_was
     }
 }
 
+/// What is written behind the last batch when nothing follows it, and the file after that. With `more`, two batches of the second clone come
+/// after the mark.
+fn marked(directory: &Path, more: bool) -> (Vec<(u8, u64)>, Vec<usize>, Vec<u8>) {
+    let journal = Journal::open(settings(directory), &Clock::simulated(1)).unwrap();
+    let path = file::path_of(directory, 0);
+    let end = || usize::try_from(path.metadata().unwrap().len()).unwrap();
+    let (mut order, mut ends) = (vec![(1, 1), (2, 1), (1, 2)], Vec::new());
+    for (of, number) in &order {
+        put(&journal, *of, *number).unwrap();
+        ends.push(end());
+    }
+    for _ in 0..2 {
+        // Once is enough.
+        journal.shared.files.lock().mark();
+    }
+    ends.push(end());
+    for number in [2, 3].into_iter().filter(|_| more) {
+        put(&journal, 2, number).unwrap();
+        order.push((2, number));
+        ends.push(end());
+    }
+    let bytes = std::fs::read(&path).unwrap();
+    drop(journal);
+    (order, ends, bytes)
+}
+
+#[test]
+fn a_flipped_byte_in_the_last_batch_is_told_when_the_journal_was_idle_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, ends, bytes) = marked(directory.path(), false);
+    let (last, mark) = (ends[1]..ends[2], ends[2]..ends[3]);
+    for at in last.clone().take(300).chain(last.step_by(13)) {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        let journal = reopened(directory.path(), &bad);
+        let got = found(&journal);
+        // What fills an entry to a multiple of 8 is no part of it.
+        if got.get(&1).is_some_and(|numbers| numbers[..] == [1, 2]) {
+            continue;
+        }
+        assert_eq!((got[&1].as_slice(), got[&2].as_slice()), (&[1][..], &[1][..]), "byte {at}");
+        assert!(journal.damage(clone(1), 1, 0).is_some(), "byte {at}: batch 2 is lost without a word");
+        assert!(journal.damage(clone(1), 2, 0).is_none() || journal.damage(clone(3), 0, 0).is_some(), "byte {at}");
+    }
+    // The mark itself, flipped or torn: nobody's write.
+    let flipped = mark.clone().map(|at| (at, [&bytes[..at], &[bytes[at] ^ 1], &bytes[at + 1..]].concat()));
+    let torn = mark.map(|at| (at, bytes[..at].to_vec()));
+    for (at, bad) in flipped.chain(torn) {
+        let journal = reopened(directory.path(), &bad);
+        assert_eq!(found(&journal), BTreeMap::from([(1, vec![1, 2]), (2, vec![1])]), "byte {at}");
+        assert_eq!((1..=3).find_map(|of| journal.damage(clone(of), 0, 0)), None, "byte {at}");
+    }
+}
+
+#[test]
+fn a_damaged_mark_in_the_middle_of_a_journal_harms_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let (order, ends, bytes) = marked(directory.path(), true);
+    assert_eq!(found(&reopened(directory.path(), &bytes)), numbers(&order));
+    for at in ends[2]..ends[3] {
+        for whole in [false, true] {
+            let mut bad = bytes.clone();
+            if whole {
+                bad[ends[2]..ends[3]].fill(0xee)
+            } else {
+                bad[at] ^= 2
+            }
+            let journal = reopened(directory.path(), &bad);
+            assert_eq!(found(&journal), numbers(&order), "byte {at}");
+            assert_eq!((1..=3).find_map(|of| journal.damage(clone(of), 0, 0)), None, "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn the_last_group_of_every_file_is_followed_by_a_mark_also_when_the_journal_is_idle_or_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = JournalSettings { inline: false, file_bytes: 64 << 10, ..settings(directory.path()) };
+    let journal = Journal::open(settings, &Clock::system()).unwrap();
+    let (done, told) = mpsc::channel();
+    for number in 1..=40 {
+        journal.submit(submission(1, number, batch(1, number), done.clone()));
+        told.recv().unwrap().unwrap();
+    }
+    let ends_marked = |n| {
+        let bytes = Bytes::from(std::fs::read(file::path_of(directory.path(), n)).unwrap());
+        let (mut at, mut last) = (4096, None);
+        while let Ok(entry) = clonegate_core::format::journal::decode_entry(&bytes.slice(at..)) {
+            at += usize::try_from(entry.bytes).unwrap();
+            last = Some((entry.record.is_mark(), entry.record.synced));
+        }
+        last.is_some_and(|(mark, synced)| mark && synced == at as u64 - clonegate_core::format::journal::MARK_BYTES)
+    };
+    assert!(ends_marked(0) && ends_marked(1), "a full file");
+    // 40 batches of some 4.3 KiB, 13 to a file.
+    let mut waited = 0;
+    while !ends_marked(3) {
+        assert!(waited < 600, "the journal was idle for a minute");
+        waited += 1;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    journal.submit(submission(1, 41, batch(1, 41), done));
+    told.recv().unwrap().unwrap();
+    drop(journal);
+    assert!(ends_marked(3), "an orderly end, with the store out of reach");
+}
+
 #[test]
 fn what_was_found_is_forgotten_when_it_is_stored_and_does_not_come_back() {
     let directory = tempfile::tempdir().unwrap();

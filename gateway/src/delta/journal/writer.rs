@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use clonegate_core::format::journal::{ENTRIES_AT, JournalEntryRecord, append_entry};
+use clonegate_core::format::journal::{ENTRIES_AT, JournalEntryRecord, append_entry, encode_entry};
 use clonegate_core::ids::{CloneId, Nonce};
 use clonegate_core::{Error, Result};
 use tokio::time::Instant;
@@ -49,6 +49,8 @@ pub(super) struct Files {
     current: Option<(u64, Used)>,
     at: u64,
     synced: u64,
+    /// The end of the last mark, or where the entries begin.
+    marked: u64,
     full: BTreeMap<u64, Used>,
     spare: Vec<(u64, File)>,
     ahead: Option<Ahead>,
@@ -90,6 +92,7 @@ impl Files {
             current: None,
             at: 0,
             synced: 0,
+            marked: 0,
             full,
             spare,
             ahead: None,
@@ -156,6 +159,7 @@ impl Files {
                 self.buffer.truncate(before);
                 self.write_out().map_err(&failed)?;
                 self.sync().map_err(&failed)?;
+                self.mark();
                 self.next_file().map_err(&failed)?;
                 self.encode(submission)?;
             }
@@ -214,6 +218,26 @@ impl Files {
         Ok(())
     }
 
+    /// Notes behind the last group that it was synced, so that damage in it is not taken for a torn end. The note itself is not
+    /// synced: the next group syncs it, or the kernel does within half a minute; a process that is killed leaves it behind at once.
+    pub(super) fn mark(&mut self) {
+        let Some((n, used)) = &self.current else { return };
+        if self.at == self.marked || self.synced < self.at || self.settings.full.load(Ordering::Relaxed) {
+            return;
+        }
+        let marked = encode_entry(JournalEntryRecord::mark(self.generation, self.synced), &[])
+            .map_err(std::io::Error::other)
+            .and_then(|mark| used.file.write_all_at(&mark, self.at).map(|()| mark.len() as u64));
+        match marked {
+            Ok(length) => {
+                self.at += length;
+                self.marked = self.at;
+            }
+            // What is there of it is written over by the next group.
+            Err(error) => tracing::debug!(file = n, %error, "a journal file could not be marked as synced"),
+        }
+    }
+
     fn next_file(&mut self) -> std::io::Result<()> {
         if let Some((n, used)) = self.current.take() {
             self.full.insert(n, used);
@@ -235,6 +259,7 @@ impl Files {
         }
         self.at = ENTRIES_AT;
         self.synced = ENTRIES_AT;
+        self.marked = ENTRIES_AT;
         self.current = Some((n, Used { file, newest: HashMap::new(), found: Vec::new(), riddle: false }));
         Ok(())
     }
