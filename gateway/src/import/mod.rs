@@ -15,7 +15,7 @@ mod chunks;
 mod dedup;
 mod packs;
 mod pages;
-mod qcow2;
+pub mod qcow2;
 mod run;
 mod source;
 mod upload;

@@ -3,17 +3,22 @@
 //!
 //! The schedules are random and replay from a seed. They go beyond a bounded model of the protocol in that they run the
 //! engine itself, and with it what the model leaves out: poison that is planted ahead of a quick incumbent, deletes and
-//! collections of an owner that was taken over, and requests that arrive after a takeover.
+//! collections of an owner that was taken over, requests that arrive after a takeover, and the removal of the clone while all of
+//! them are at work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clonegate::delta::check::{Standing, check};
+use clonegate::delta::fence::{bury, fence};
 use clonegate::device::{Device, WriteOptions};
+use clonegate::store::{Key, Store, keys};
 use clonegate::volume::Volume;
 use clonegate_core::format::clone::Durability;
 use clonegate_core::format::log::{Change, Head, decode_head};
+use clonegate_core::ids::GatewayId;
+use clonegate_core::{ErrorKind, Result};
 use clonegate_tests::faults::Faults;
 use clonegate_tests::gates::{GateStore, Gates, Kind, Verdict};
 use clonegate_tests::late::Late;
@@ -25,6 +30,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const ACTORS: u8 = 3;
+/// Who removes the clone, in the schedules that do.
+const REMOVER: u8 = ACTORS;
 /// Writes of each gateway, each to a block of its own.
 const WRITES: u8 = 24;
 const SIZE: u64 = ACTORS as u64 * WRITES as u64 * 4096;
@@ -38,8 +45,10 @@ struct History {
     acknowledged: BTreeSet<(u64, u8)>,
     /// The blocks that were there when an epoch had been opened.
     opened: BTreeMap<u64, BTreeSet<u8>>,
-    /// Writes that were refused because of a takeover.
+    /// Writes that were refused because of a takeover, or because the clone is gone.
     fenced: u64,
+    /// From here on nothing may be acknowledged that had not begun before: the clone was removed.
+    removed: bool,
 }
 
 type Shared = Arc<Mutex<History>>;
@@ -60,6 +69,8 @@ struct Figures {
     far_poisons: u64,
     stale_deletes: u64,
     acknowledged: u64,
+    removals: u64,
+    after_removal: u64,
 }
 
 /// The block that write `n` of a gateway goes to: all of it is this byte.
@@ -99,11 +110,16 @@ async fn gateway(world: Arc<World>, gates: Arc<Gates>, actor: u8, shared: Shared
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     };
-    while let Err(error) = volume.claim().await {
-        if matches!(error.code(), "taken-over" | "clone-deleted" | "closed") {
-            return;
+    loop {
+        let late = history(&shared).removed;
+        match volume.claim().await {
+            Ok(()) => {
+                assert!(!late, "a removed clone was claimed");
+                break;
+            }
+            Err(error) if matches!(error.code(), "taken-over" | "clone-deleted" | "closed") => return,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let Some(epoch) = volume.status().epoch.map(|epoch| epoch.0) else { return };
     if let Ok(bytes) = read_all(&volume).await {
@@ -128,8 +144,10 @@ async fn write(volume: &Volume, actor: u8, n: u8, epoch: u64, shared: &Shared) {
     let data = vec![stamp(actor, n); 4096];
     let at = u64::from(block_of(actor, n)) * 4096;
     loop {
+        let late = history(shared).removed;
         match volume.write(at, data.clone().into(), WriteOptions { fua: true, expect: None }).await {
             Ok(()) => {
+                assert!(!late, "block {n} of gateway {actor} was written to a removed clone, and acknowledged");
                 history(shared).acknowledged.insert((epoch, block_of(actor, n)));
                 return;
             }
@@ -149,7 +167,7 @@ struct Schedule {
     shared: Shared,
     late: Vec<Late>,
     /// How likely each gateway's requests are let in; 0 is a stall.
-    weights: [u32; ACTORS as usize],
+    weights: [u32; ACTORS as usize + 1],
     figures: Figures,
 }
 
@@ -215,6 +233,45 @@ async fn far_poisons(objects: &InMemory) -> u64 {
     poisons.values().map(|count| count - 1).sum()
 }
 
+/// The removal of the clone, as a gateway does it: begun anew until it comes to its end.
+async fn remove(world: Arc<World>, gates: Arc<Gates>, shared: Shared) {
+    let objects: Arc<dyn ObjectStore> = Arc::<InMemory>::clone(&world.objects);
+    let store = Store::new(Arc::new(GateStore::new(objects, &gates, REMOVER)), "gates", &world.clock);
+    while let Err(error) = remove_once(&store, &world, &shared).await {
+        assert!(matches!(error.kind(), ErrorKind::Unavailable), "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn remove_once(store: &Store, world: &World, shared: &Shared) -> Result<Vec<Key>> {
+    bury(store, &world.record, &world.clock).await?;
+    let stays = fence(store, &world.record, GatewayId::from_bytes([9; 16]), &world.clock).await?;
+    history(shared).removed = true;
+    let own = keys::clone_dir(world.record.id);
+    for object in store.list(&own).await? {
+        let key = own.key(&object.key)?;
+        if !stays.contains(&key) {
+            store.delete(&key).await?;
+        }
+    }
+    Ok(stays)
+}
+
+/// What is there after a removal and everything that arrived afterwards: nothing that anybody would read, and all of it goes.
+async fn after_removal(world: &World, shared: &Shared) -> u64 {
+    let last = world.gateway(9, &Faults::none(), None).expect("no journal");
+    let error = world.open(&last).await.expect_err("it was removed");
+    assert_eq!(error.code(), "clone-deleted");
+    let (store, own) = (world.store(), keys::clone_dir(world.record.id));
+    let before = store.list(&own).await.expect("no faults").len();
+    let stays = remove_once(&store, world, shared).await.expect("no faults");
+    let left = store.list(&own).await.expect("no faults");
+    let strangers: Vec<_> =
+        left.iter().filter(|object| !stays.iter().any(|key| own.key(&object.key).as_ref() == Ok(key))).collect();
+    assert!(strangers.is_empty(), "another removal leaves {strangers:?}");
+    before as u64
+}
+
 /// One schedule.
 async fn run(seed: u64) -> Figures {
     let mut random = StdRng::seed_from_u64(seed);
@@ -229,13 +286,16 @@ async fn run(seed: u64) -> Figures {
         objects: Arc::clone(&world.objects),
         shared: Arc::clone(&shared),
         late: Vec::new(),
-        weights: [[1, 4, 40][random.random_range(0..3usize)], 1, [1, 4][random.random_range(0..2usize)]],
+        weights: [[1, 4, 40][random.random_range(0..3usize)], 1, [1, 4][random.random_range(0..2usize)], 4],
         figures: Figures { schedules: 1, ..Figures::default() },
         random: StdRng::seed_from_u64(seed ^ 0x5eed),
     };
     // The first is the incumbent, the others come when it is at work.
     let begins = [0, random.random_range(20..300), random.random_range(20..600)];
     let dies = random.random_range(0..2 * REQUESTS);
+    // In some the clone is removed, by one who knows nothing of what the others are at.
+    let removed = Some(random.random_range(100..REQUESTS)).filter(|_| seed % 4 == 3);
+    let mut remover = None;
     let mut tasks: Vec<Option<tokio::task::JoinHandle<()>>> = vec![None, None, None];
     for n in 0..REQUESTS {
         for actor in 0..ACTORS {
@@ -244,6 +304,10 @@ async fn run(seed: u64) -> Figures {
                 let work = gateway(Arc::clone(&world), Arc::clone(&gates), actor, Arc::clone(&shared), seed);
                 tasks[usize::from(actor)] = Some(tokio::spawn(work));
             }
+        }
+        if Some(n) == removed {
+            let work = remove(Arc::clone(&world), Arc::clone(&gates), Arc::clone(&shared));
+            remover = Some(tokio::spawn(work));
         }
         if n == dies
             && let Some(task) = tasks[usize::from(random.random_range(0..ACTORS))].take()
@@ -265,8 +329,18 @@ async fn run(seed: u64) -> Figures {
         }
     }
     let mut figures = schedule.figures;
-    figures.far_poisons = far_poisons(&world.objects).await;
-    afterwards(&world, &shared).await;
+    match remover {
+        Some(remover) => {
+            assert!(remover.is_finished(), "the removal does not come to its end");
+            remover.await.expect("no panic");
+            figures.removals = 1;
+            figures.after_removal = after_removal(&world, &shared).await;
+        }
+        None => {
+            figures.far_poisons = far_poisons(&world.objects).await;
+            afterwards(&world, &shared).await;
+        }
+    }
     let history = history(&shared);
     figures.acknowledged = history.acknowledged.len() as u64;
     figures.fenced = history.fenced;
@@ -275,7 +349,7 @@ async fn run(seed: u64) -> Figures {
 }
 
 /// Ends a gateway. Gives back the panic that it ended with, if so.
-async fn task_end(task: tokio::task::JoinHandle<()>) -> Result<(), Box<dyn std::any::Any + Send>> {
+async fn task_end(task: tokio::task::JoinHandle<()>) -> std::result::Result<(), Box<dyn std::any::Any + Send>> {
     task.abort();
     match task.await {
         Err(error) if error.is_panic() => Err(error.into_panic()),
@@ -329,9 +403,12 @@ fn run_all(name: &str, seeds: std::ops::Range<u64>) {
         sum.far_poisons += figures.far_poisons;
         sum.stale_deletes += figures.stale_deletes;
         sum.acknowledged += figures.acknowledged;
+        sum.removals += figures.removals;
+        sum.after_removal += figures.after_removal;
     }
     println!("{name}: {sum:?}; 0 acknowledged writes lost, 0 orphans");
     assert!(sum.acknowledged > 0 && sum.arrived_late > 0, "{sum:?}");
+    assert!(sum.removals > 0, "{sum:?}");
     assert!(sum.takeovers > 0 && sum.fenced > 0 && sum.far_poisons > 0 && sum.stale_deletes > 0, "{sum:?}");
 }
 

@@ -15,7 +15,7 @@ use header::{HEAD_BYTES, Header};
 use super::source::ReadAt;
 
 /// An image that passed every check.
-pub(super) struct Image {
+pub struct Image {
     file: File,
     header: Header,
     access: FormatAccess<imago::file::File>,
@@ -26,8 +26,8 @@ impl Image {
     /// file without a name, no backing file and no data file, and a gate that denies the rest.
     ///
     /// # Errors
-    /// `Invalid` and `Unsupported` with what to do; see [`header`] and [`tables`].
-    pub(super) fn open(file: File, file_bytes: u64) -> Result<Self> {
+    /// `Invalid` and `Unsupported` with what to do.
+    pub fn open(file: File, file_bytes: u64) -> Result<Self> {
         let mut head = vec![0; HEAD_BYTES.min(usize::try_from(file_bytes).unwrap_or(HEAD_BYTES))];
         file.read_exact_at(&mut head, 0).map_err(unreadable)?;
         let header = Header::parse(&head, file_bytes)?;
@@ -47,18 +47,37 @@ impl Image {
     }
 
     /// Size of the disk, bytes.
-    pub(super) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.header.size
     }
 
-    /// Gives the runs of the disk that hold something, ascending.
-    pub(super) fn for_each_run(&self, found: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    /// Gives the runs of the disk that hold something, ascending: first byte, one past the last.
+    ///
+    /// # Errors
+    /// Those of `found`; `Invalid` when a table cannot be read.
+    pub fn for_each_run(&self, found: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
         tables::for_each_run(&self.file, &self.header, found)
+    }
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Image").field(&self.header).finish()
     }
 }
 
 impl ReadAt for Image {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.read(offset, into)
+    }
+}
+
+impl Image {
+    /// Fills `into` with what the disk has at `offset`.
+    ///
+    /// # Errors
+    /// `Invalid` with code `bad-qcow2-image`.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         let read = self.access.read(into, offset);
         futures::executor::block_on(read).map_err(|error| {
             Error::invalid("bad-qcow2-image", format!("a cluster at {offset} of the disk cannot be read"))
