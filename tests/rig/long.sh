@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CLONEGATE_LONG=${1:-25} RUST_BACKTRACE=0
 log=target/long-$CLONEGATE_LONG.log
+mkdir -p target
 : >"$log"
 # Optimised, unlike usual tests: what runs for an hour may be compiled for some minutes.
 fast=(--config 'profile.dev.package.clonegate.opt-level=2' --config 'profile.dev.package.clonegate-tests.opt-level=2')

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,11 +35,29 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>
     command
 }
 
-/// An address of this host that nobody listens on now.
+/// An address of this host that nobody listens on now. Its port is none of those that the kernel gives to those who connect: a server that is
+/// started again would now and then find one of them in its place.
+///
+/// # Panics
+/// When no port is free.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address")
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let given_out = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32768u32);
+    let count = given_out.saturating_sub(PORTS_FROM);
+    for _ in 0..1000 {
+        // Programs that test at the same time begin at different places.
+        let n = std::process::id().wrapping_mul(61).wrapping_add(NEXT_PORT.fetch_add(1, Ordering::Relaxed));
+        let port = if count > 0 { PORTS_FROM + n % count } else { 0 };
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", u16::try_from(port).unwrap_or(0))) {
+            return listener.local_addr().expect("a bound socket has an address");
+        }
+    }
+    panic!("loopback has no free port");
 }
+
+static NEXT_PORT: AtomicU32 = AtomicU32::new(0);
+/// Ports from here on belong to no well-known service that a machine for tests would run.
+const PORTS_FROM: u32 = 16384;
 
 /// `clonegate up` on a directory of its own. Dropping it kills the process and removes the directory.
 #[derive(Debug)]

@@ -128,18 +128,24 @@ fn failed(e: io::Error, name: &str) -> Failure {
 fn write_direct(staged: &Path, body: &[u8]) -> io::Result<()> {
     let direct = i32::try_from(OFlags::DIRECT.bits()).map_err(|_| io::ErrorKind::Unsupported)?;
     let file = OpenOptions::new().write(true).custom_flags(direct).open(staged)?;
-    let mut memory = vec![0; PIECE_BYTES + ALIGN];
+    // What lies on a page already is written from where it is, all but its ragged end.
+    let (mut at, mut rest, mut piece_bytes) = (0, body, PIECE_BYTES);
+    if body.as_ptr().align_offset(ALIGN) == 0 {
+        let (whole, end) = body.split_at(body.len() / ALIGN * ALIGN);
+        file.write_all_at(whole, 0)?;
+        (at, rest, piece_bytes) = (whole.len() as u64, end, ALIGN);
+    }
+    let mut memory = vec![0; piece_bytes + ALIGN];
     let skip = memory.as_ptr().align_offset(ALIGN);
-    let piece = memory.get_mut(skip..skip + PIECE_BYTES).ok_or(io::ErrorKind::Unsupported)?;
-    let mut at = 0;
-    for part in body.chunks(PIECE_BYTES) {
+    let piece = memory.get_mut(skip..skip + piece_bytes).ok_or(io::ErrorKind::Unsupported)?;
+    for part in rest.chunks(piece_bytes) {
         let whole = part.len().next_multiple_of(ALIGN);
         piece[..part.len()].copy_from_slice(part);
         piece[part.len()..whole].fill(0);
         file.write_all_at(&piece[..whole], at)?;
         at += whole as u64;
     }
-    // The last piece was filled up.
+    // The last piece may have been filled up.
     file.set_len(body.len() as u64)?;
     file.sync_data()
 }
@@ -163,11 +169,19 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = store(root.path());
         for length in [COLD_BYTES_MIN - 1, COLD_BYTES_MIN, COLD_BYTES_MIN + 1, 3 * COLD_BYTES_MIN + 4095] {
-            let key = keys::foreign(&format!("a/{length}/o")).unwrap();
-            assert_eq!(store.put_new_cold(&key, body(length)).await.unwrap(), PutNew::Created);
-            assert_eq!(store.get(&key).await.unwrap(), body(length));
-            let files = std::fs::read_dir(root.path().join(format!("a/{length}"))).unwrap().count();
-            assert_eq!(files, 1, "a staged file is left");
+            // On a page, and off one.
+            for (way, skip) in [("on", 0), ("off", 16)] {
+                let mut memory = vec![0; length + 2 * ALIGN];
+                let from = memory.as_ptr().align_offset(ALIGN) + skip;
+                memory[from..from + length].copy_from_slice(&body(length));
+                let bytes = Bytes::from(memory).slice(from..from + length);
+                assert_eq!(bytes.as_ptr().align_offset(ALIGN) == 0, way == "on");
+                let key = keys::foreign(&format!("a/{length}-{way}/o")).unwrap();
+                assert_eq!(store.put_new_cold(&key, bytes).await.unwrap(), PutNew::Created);
+                assert_eq!(store.get(&key).await.unwrap(), body(length), "{length}, {way} a page");
+                let files = std::fs::read_dir(root.path().join(format!("a/{length}-{way}"))).unwrap().count();
+                assert_eq!(files, 1, "a staged file is left");
+            }
         }
     }
 

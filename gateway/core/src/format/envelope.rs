@@ -15,7 +15,7 @@
 //! The checksum is verified before bincode sees a byte, and bincode is called nowhere else.
 
 use bincode::Options;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +26,9 @@ use crate::limits::RECORD_BYTES_MAX;
 pub const MAGIC: [u8; 8] = *b"CLONEGT1";
 /// Bytes before the record.
 pub const HEADER_BYTES: usize = 24;
+/// From so many bytes on it matters where an object lies in memory.
+const LARGE_BYTES: usize = 256 * 1024;
+const PAGE: usize = 4096;
 
 /// What a record is. Numbers are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,7 +124,7 @@ pub fn begin<T: Record>(record: &T, sections_bytes: usize) -> Result<BytesMut> {
         .map_err(|e| Error::exhausted("record-too-large", format!("a {:?} record does not encode: {e}", T::KIND)))?;
     let length = u32::try_from(body.len())
         .map_err(|_| Error::exhausted("record-too-large", format!("a {:?} record of {} bytes", T::KIND, body.len())))?;
-    let mut out = BytesMut::with_capacity(HEADER_BYTES + body.len() + sections_bytes);
+    let mut out = room(HEADER_BYTES + body.len() + sections_bytes);
     out.put_slice(&MAGIC);
     out.put_u16_le(T::KIND as u16);
     out.put_u16_le(T::VERSION);
@@ -131,6 +134,18 @@ pub fn begin<T: Record>(record: &T, sections_bytes: usize) -> Result<BytesMut> {
     out.put_u32_le(0);
     out.put_slice(&body);
     Ok(out)
+}
+
+/// Empty memory for an object of so many bytes. That of a large one begins on a page, so that it can be written past the page cache from where it is.
+fn room(bytes: usize) -> BytesMut {
+    if bytes < LARGE_BYTES {
+        return BytesMut::with_capacity(bytes);
+    }
+    let mut out = BytesMut::with_capacity(bytes + PAGE);
+    let skip = out.as_ptr().align_offset(PAGE).min(PAGE);
+    out.put_bytes(0, skip);
+    out.advance(skip);
+    out
 }
 
 /// How many bytes the record takes behind the header.
@@ -252,6 +267,21 @@ mod tests {
 
     fn sample() -> Sample {
         Sample { number: 7, text: "seven".into() }
+    }
+
+    #[test]
+    fn a_large_object_begins_on_a_page_and_is_never_moved() {
+        for sections in [0, LARGE_BYTES, (4 << 20) + 4, 8 << 20] {
+            let record = sample();
+            let mut object = begin(&record, sections).unwrap();
+            let (at, head) = (object.as_ptr(), object.to_vec());
+            object.put_bytes(7, sections);
+            assert_eq!(object.as_ptr(), at, "{sections}: its memory was too small");
+            let object = object.freeze();
+            assert_eq!(object.as_ptr(), at);
+            assert!(sections < LARGE_BYTES || at.align_offset(PAGE) == 0, "{sections}");
+            assert_eq!((&object[..head.len()], object.len()), (&head[..], head.len() + sections));
+        }
     }
 
     #[test]
