@@ -47,6 +47,18 @@ pub struct Extent {
     pub source: Source,
 }
 
+impl Extent {
+    /// Appends it to `list`, or lengthens the last there when it goes on from that and has the same source.
+    pub fn append_to(self, list: &mut Vec<Self>) {
+        match list.last_mut() {
+            Some(last) if last.source == self.source && last.range.end() == self.range.start() => {
+                last.range = ByteRange::new(last.range.start(), self.range.end());
+            }
+            _ => list.push(self),
+        }
+    }
+}
+
 /// Facts of a device that do not change while it is open.
 #[derive(Debug, Clone)]
 pub struct DeviceInfo {
@@ -97,7 +109,7 @@ pub trait Device: Send + Sync + fmt::Debug + 'static {
     fn write(&self, offset: u64, data: Bytes, options: WriteOptions) -> BoxFuture<'_, Result<()>>;
 
     /// Accepts an unflushed write without waiting when there is room in the dirty budget; otherwise gives the data back,
-    /// and [`Device::write`] is to be asked.
+    /// and [`Device::write`] is to be asked. Small data may be a slice of a large buffer: who keeps it is to copy it.
     ///
     /// # Errors
     /// The inner result is that of the write.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use clonegate::device::{Device, DeviceInfo, Extent, Segments, Source, Version, WriteOptions, read_only, zeroes};
 use clonegate::exports::{Attach, Attachment, Detach, ExportInfo, ExportName, Exports};
+use clonegate::nbd::client::{Connection, Wish};
 use clonegate::nbd::{NbdServer, NbdSettings, serve};
+use clonegate_core::nbd::Style;
 use clonegate_core::units::{BLOCK_BYTES, ByteRange};
 use clonegate_core::{Error, Result};
 use futures::future::{BoxFuture, FutureExt, ready};
@@ -32,6 +34,8 @@ pub struct NbdVolume {
     pub hold_writes: AtomicBool,
     /// Permits for held writes.
     pub writes: Semaphore,
+    /// Writes that have come as far as waiting for a permit.
+    pub held: AtomicUsize,
     /// What the next requests fail with, in turn.
     pub failures: Mutex<Vec<Error>>,
     /// How long slow reads take, microseconds.
@@ -75,6 +79,7 @@ impl NbdVolume {
             slow: AtomicBool::new(false),
             hold_writes: AtomicBool::new(false),
             writes: Semaphore::new(0),
+            held: AtomicUsize::new(0),
             failures: Mutex::default(),
             read_delay_us: AtomicU64::new(0),
             flushes: AtomicUsize::new(0),
@@ -151,10 +156,12 @@ impl NbdVolume {
         }
     }
 
-    async fn held(&self) {
-        if self.hold_writes.load(Ordering::SeqCst)
-            && let Ok(permit) = self.writes.acquire().await
-        {
+    async fn hold(&self) {
+        if !self.hold_writes.load(Ordering::SeqCst) {
+            return;
+        }
+        self.held.fetch_add(1, Ordering::SeqCst);
+        if let Ok(permit) = self.writes.acquire().await {
             permit.forget();
         }
     }
@@ -192,7 +199,7 @@ impl Device for NbdVolume {
 
     fn write(&self, offset: u64, data: Bytes, _: WriteOptions) -> BoxFuture<'_, Result<()>> {
         async move {
-            self.held().await;
+            self.hold().await;
             self.write_now(offset, &data)
         }
         .boxed()
@@ -207,7 +214,7 @@ impl Device for NbdVolume {
 
     fn write_zeroes(&self, range: ByteRange, _: bool, _: bool) -> BoxFuture<'_, Result<()>> {
         async move {
-            self.held().await;
+            self.hold().await;
             let whole = ByteRange::new(
                 range.start().next_multiple_of(BLOCK_BYTES),
                 if range.end() == self.info.size { range.end() } else { range.end() / BLOCK_BYTES * BLOCK_BYTES },
@@ -242,10 +249,7 @@ impl Device for NbdVolume {
         while at < range.end() {
             let end = range.end().min((at / BLOCK_BYTES + 1) * BLOCK_BYTES);
             let source = self.source(at / BLOCK_BYTES);
-            match extents.last_mut() {
-                Some(last) if last.source == source => last.range = ByteRange::new(last.range.start(), end),
-                _ => extents.push(Extent { range: ByteRange::new(at, end), source }),
-            }
+            Extent { range: ByteRange::new(at, end), source }.append_to(&mut extents);
             at = end;
         }
         ready(self.failure().map(|()| extents)).boxed()
@@ -376,6 +380,25 @@ impl Exports for NbdHouse {
     }
 }
 
+/// What a client asks for that wants headers and replies of this style, and nothing more.
+pub fn wish(style: Style) -> Wish {
+    Wish { style, ..Wish::default() }
+}
+
+/// Waits until `what` is so; a promise that something happens, not when.
+///
+/// # Panics
+/// When it does not happen for long.
+pub async fn until(mut what: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not happen");
+}
+
 /// A server in this process, with a runtime of its own, on a free port of the loopback.
 #[derive(Debug)]
 pub struct NbdHost {
@@ -401,6 +424,11 @@ impl NbdHost {
         Self { runtime, server: Some(server), house: Arc::clone(house) }
     }
 
+    /// Serves one volume.
+    pub fn of(volume: &Arc<NbdVolume>) -> Self {
+        Self::start(&NbdHouse::of(&[volume]), |_| {})
+    }
+
     /// The server.
     ///
     /// # Panics
@@ -420,6 +448,15 @@ impl NbdHost {
     /// The address of an export.
     pub fn uri(&self, export: &str) -> String {
         format!("nbd://127.0.0.1:{}/{export}", self.port())
+    }
+
+    /// A connection with the export `disk`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn open(&self, style: Style) -> Connection {
+        let uri = self.uri("disk").parse().expect("an address");
+        Connection::open(&uri, &wish(style)).await.expect("it is admitted")
     }
 
     /// Runs a future to its end on the runtime of the server.

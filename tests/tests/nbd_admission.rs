@@ -1,47 +1,23 @@
 //! Who may begin on an NBD export and when, and what the control layer is told.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use clonegate::nbd::client::{Connection, NbdUri, Wish};
+use clonegate::nbd::client::{Connection, NbdUri};
 use clonegate_core::Error;
 use clonegate_core::nbd::{Command, Style, errno, export_flags};
-use clonegate_tests::nbd::{NbdHost, NbdHouse, NbdVolume};
+use clonegate_tests::nbd::{NbdHost, NbdHouse, NbdVolume, until, wish};
 
 const SIZE: u64 = 8 << 20;
-
-fn host_of(volume: &Arc<NbdVolume>) -> NbdHost {
-    NbdHost::start(&NbdHouse::of(&[volume]), |_| {})
-}
-
-fn wish(style: Style) -> Wish {
-    Wish { style, ..Wish::default() }
-}
-
-async fn open(host: &NbdHost, style: Style) -> Connection {
-    Connection::open(&host.uri("disk").parse().unwrap(), &wish(style)).await.unwrap()
-}
-
-/// Waits until `what` is so; a promise that something happens, not when.
-async fn until(mut what: impl FnMut() -> bool) {
-    for _ in 0..2000 {
-        if what() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not happen");
-}
 
 #[test]
 fn the_control_layer_is_told_how_each_connection_ended() {
     let volume = NbdVolume::new("disk", SIZE, SIZE);
-    let host = host_of(&volume);
+    let host = NbdHost::of(&volume);
     host.run(async {
-        open(&host, Style::Simple).await.disconnect().await.unwrap();
+        host.open(Style::Simple).await.disconnect().await.unwrap();
         until(|| host.house.events().iter().any(|event| event == "detach disk Clean")).await;
-        drop(open(&host, Style::Simple).await);
+        drop(host.open(Style::Simple).await);
         until(|| host.house.events().iter().any(|event| event == "detach disk Lost")).await;
         assert!(host.house.events().contains(&"attach disk 127.0.0.1".to_owned()));
         // Asking about an export is no power-on.
@@ -52,29 +28,41 @@ fn the_control_layer_is_told_how_each_connection_ended() {
 }
 
 #[test]
+fn who_said_good_bye_has_left_when_the_client_sees_the_end() {
+    let host = NbdHost::of(&NbdVolume::new("disk", SIZE, SIZE));
+    host.run(async {
+        for _ in 0..50 {
+            host.open(Style::Simple).await.disconnect().await.unwrap();
+            // So another machine may write at once, as the target of a migration does.
+            assert_eq!(host.house.events().last().unwrap(), "detach disk Clean");
+        }
+    });
+}
+
+#[test]
 fn a_refused_attach_says_why() {
-    let host = host_of(&NbdVolume::new("disk", SIZE, SIZE));
+    let host = NbdHost::of(&NbdVolume::new("disk", SIZE, SIZE));
     *host.house.refuse.lock().unwrap() =
         Some(Error::conflict("attached-elsewhere", "the machine 10.0.0.7 writes to it").on("disk"));
     host.run(async {
         let refused = Connection::open(&host.uri("disk").parse().unwrap(), &wish(Style::Simple)).await;
         assert!(refused.unwrap_err().to_string().contains("10.0.0.7 writes to it"));
         *host.house.refuse.lock().unwrap() = None;
-        open(&host, Style::Simple).await;
+        host.open(Style::Simple).await;
     });
 }
 
 #[test]
 fn a_new_connection_waits_for_the_writes_of_a_lost_one() {
     let volume = NbdVolume::new("disk", SIZE, SIZE);
-    let host = host_of(&volume);
+    let host = NbdHost::of(&volume);
     host.run(async {
         volume.hold_writes.store(true, Ordering::SeqCst);
-        let mut old = open(&host, Style::Simple).await;
+        let mut old = host.open(Style::Simple).await;
         old.queue(Command::Write, 0, 0, 4096, &[1; 4096]);
         old.send().await.unwrap();
         drop(old);
-        let mut new = Box::pin(open(&host, Style::Simple));
+        let mut new = Box::pin(host.open(Style::Simple));
         let early = tokio::time::timeout(Duration::from_millis(300), &mut new).await;
         assert!(early.is_err(), "admitted while a write of the lost connection was in flight");
         volume.hold_writes.store(false, Ordering::SeqCst);
@@ -89,16 +77,16 @@ fn a_new_connection_waits_for_the_writes_of_a_lost_one() {
 #[test]
 fn writes_left_in_the_socket_of_a_dead_connection_are_done_before_a_new_one_begins() {
     let volume = NbdVolume::new("disk", SIZE, SIZE);
-    let host = host_of(&volume);
+    let host = NbdHost::of(&volume);
     host.run(async {
         for round in 0..50u8 {
-            let mut old = open(&host, Style::Simple).await;
+            let mut old = host.open(Style::Simple).await;
             for block in 0..64 {
                 old.queue(Command::Write, 0, block * 4096, 4096, &[round; 4096]);
             }
             old.send().await.unwrap();
             drop(old);
-            let mut new = open(&host, Style::Simple).await;
+            let mut new = host.open(Style::Simple).await;
             let fresh = round.wrapping_add(100);
             assert_eq!(new.call(Command::Write, 0, 63 * 4096, 4096, &[fresh; 4096]).await.unwrap().errno, 0);
             new.disconnect().await.unwrap();
@@ -115,7 +103,7 @@ fn admission_that_takes_too_long_is_refused_and_can_be_tried_again() {
     });
     host.run(async {
         volume.hold_writes.store(true, Ordering::SeqCst);
-        let mut old = open(&host, Style::Simple).await;
+        let mut old = host.open(Style::Simple).await;
         old.queue(Command::Write, 0, 0, 4096, &[1; 4096]);
         old.send().await.unwrap();
         drop(old);
@@ -124,7 +112,11 @@ fn admission_that_takes_too_long_is_refused_and_can_be_tried_again() {
         volume.hold_writes.store(false, Ordering::SeqCst);
         volume.writes.add_permits(1);
         until(|| volume.bytes()[..4096] == [1; 4096]).await;
-        open(&host, Style::Simple).await;
+        // The write is done a moment before its connection has ended.
+        let uri = host.uri("disk").parse().unwrap();
+        while let Err(refused) = Connection::open(&uri, &wish(Style::Simple)).await {
+            assert!(refused.to_string().contains("not finished"), "{refused}");
+        }
     });
 }
 
@@ -135,7 +127,7 @@ fn many_connections_share_one_device_and_one_flush_covers_them() {
     host.run(async {
         let mut connections = Vec::new();
         for _ in 0..8 {
-            connections.push(open(&host, Style::Structured).await);
+            connections.push(host.open(Style::Structured).await);
         }
         assert!(connections.iter().all(|disk| disk.flags() & export_flags::CAN_MULTI_CONN != 0));
         for (number, disk) in (0..).zip(connections.iter_mut()) {
@@ -154,11 +146,11 @@ fn many_connections_share_one_device_and_one_flush_covers_them() {
 #[test]
 fn whoever_may_not_write_reads_and_is_told_who_writes() {
     let volume = NbdVolume::new("disk", SIZE, SIZE);
-    let host = host_of(&volume);
+    let host = NbdHost::of(&volume);
     let why = Error::denied("attached-elsewhere", "10.0.0.7 writes to it").on("disk");
     *host.house.refuse_writes.lock().unwrap() = Some(why);
     host.run(async {
-        let mut disk = open(&host, Style::Structured).await;
+        let mut disk = host.open(Style::Structured).await;
         assert_eq!(disk.call(Command::Read, 0, 8, 8, &[]).await.unwrap().bytes(), 8u64.to_be_bytes());
         assert_eq!(disk.call(Command::Flush, 0, 0, 0, &[]).await.unwrap().errno, 0);
         for (command, data) in [(Command::Write, &[1; 512][..]), (Command::Trim, &[]), (Command::WriteZeroes, &[])] {
@@ -174,9 +166,9 @@ fn whoever_may_not_write_reads_and_is_told_who_writes() {
 #[test]
 fn only_a_connection_that_writes_is_told_of_as_one() {
     let volume = NbdVolume::new("disk", SIZE, SIZE);
-    let host = host_of(&volume);
+    let host = NbdHost::of(&volume);
     host.run(async {
-        let mut disk = open(&host, Style::Simple).await;
+        let mut disk = host.open(Style::Simple).await;
         disk.call(Command::Read, 0, 0, 4096, &[]).await.unwrap();
         disk.call(Command::Cache, 0, 0, 4096, &[]).await.unwrap();
         assert!(!host.house.events().contains(&"write disk".to_owned()));
@@ -191,11 +183,11 @@ fn only_a_connection_that_writes_is_told_of_as_one() {
 fn a_machine_whose_writes_were_lost_is_not_told_that_they_are_flushed() {
     for style in [Style::Simple, Style::Structured, Style::Extended] {
         let volume = NbdVolume::new("disk", SIZE, SIZE);
-        let host = host_of(&volume);
+        let host = NbdHost::of(&volume);
         host.run(async {
             volume.torn.store(true, Ordering::SeqCst);
             // One that goes on: it neither starts anew nor reads the first sector.
-            let mut old = open(&host, style).await;
+            let mut old = host.open(style).await;
             assert_eq!(old.call(Command::Read, 0, 4096, 8, &[]).await.unwrap().bytes(), 4096u64.to_be_bytes());
             for (command, data) in [
                 (Command::Flush, &[][..]),
@@ -209,7 +201,7 @@ fn a_machine_whose_writes_were_lost_is_not_told_that_they_are_flushed() {
             }
             assert_eq!(volume.flushes.load(Ordering::SeqCst), 0);
             // It goes on being told so, on a new connection too.
-            let mut again = open(&host, style).await;
+            let mut again = host.open(style).await;
             assert_eq!(again.call(Command::Flush, 0, 0, 0, &[]).await.unwrap().errno, errno::EIO);
             // Reset, it reads the first sector, as every machine that starts does.
             again.call(Command::Read, 0, 0, 512, &[]).await.unwrap();

@@ -10,25 +10,10 @@ use clonegate::tls::Tls;
 use clonegate_core::Result;
 use clonegate_core::nbd::{Command, Style};
 use clonegate_tests::certificates::Certificates;
-use clonegate_tests::nbd::{NbdHost, NbdHouse, NbdVolume};
+use clonegate_tests::nbd::{NbdHost, NbdHouse, NbdVolume, until, wish};
 
 const SIZE: u64 = 8 << 20;
 const STYLES: [Style; 3] = [Style::Simple, Style::Structured, Style::Extended];
-
-fn wish(style: Style) -> Wish {
-    Wish { style, ..Wish::default() }
-}
-
-/// Waits until `what` is so; a promise that something happens, not when.
-async fn until(mut what: impl FnMut() -> bool) {
-    for _ in 0..2000 {
-        if what() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it did not happen");
-}
 
 fn tls_host(tls: Tls) -> NbdHost {
     let house = NbdHouse::of(&[&NbdVolume::new("disk", SIZE, SIZE)]);
@@ -78,6 +63,31 @@ fn nothing_is_told_or_opened_before_encryption() {
     let _ = stream.read_to_end(&mut all);
     assert_eq!(all.len(), 18);
     assert_eq!(host.house.events(), Vec::<String>::new(), "nothing was opened, attached or listed");
+}
+
+#[test]
+fn starttls_with_data_is_refused_for_that_and_may_be_sent_again() {
+    use clonegate_core::nbd::option::{OptionHeader, OptionReply, code, reply};
+    let certificates = Certificates::new();
+    let host = tls_host(certificates.settings(false, true));
+    let mut stream = TcpStream::connect(("127.0.0.1", host.port())).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.read_exact(&mut [0; 18]).unwrap();
+    stream.write_all(&3u32.to_be_bytes()).unwrap();
+    for (code, data, expect) in [
+        (code::STARTTLS, &[7; 5][..], reply::ERR_INVALID),
+        (code::LIST, &[7; 5], reply::ERR_TLS_REQD),
+        (code::STARTTLS, &[], reply::ACK),
+    ] {
+        let mut out = Vec::new();
+        OptionHeader { code, length: u32::try_from(data.len()).unwrap() }.encode(&mut out);
+        stream.write_all(&[&out, data].concat()).unwrap();
+        let mut head = [0; OptionReply::HEADER_BYTES];
+        stream.read_exact(&mut head).unwrap();
+        let (_, got, length) = OptionReply::decode_header(&head).unwrap();
+        assert_eq!(got, expect);
+        stream.read_exact(&mut vec![0; length as usize]).unwrap();
+    }
 }
 
 #[test]

@@ -255,6 +255,27 @@ fn after_structured_replies_contexts_have_their_own_refusals() {
 }
 
 #[test]
+fn a_choice_of_contexts_that_fails_undoes_the_one_before() {
+    let host = host();
+    let good = meta("disk", &["base:allocation"]);
+    for wrong in
+        [meta("nosuch", &["base:allocation"]), meta("disk", &["allocation"]), good[..7].to_vec(), vec![0; 65_537]]
+    {
+        let mut raw = Raw::fixed(host.port());
+        assert_eq!(raw.option(code::STRUCTURED_REPLY, &[]), reply::ACK);
+        assert_eq!(raw.option(code::SET_META_CONTEXT, &good), reply::ACK);
+        assert_ne!(raw.option(code::SET_META_CONTEXT, &wrong), reply::ACK);
+        raw.go();
+        let mut out = Vec::new();
+        let ask = Request { flags: 0, command: Command::BlockStatus, cookie: 9, offset: 0, length: 4096 };
+        ask.encode(Style::Structured, &mut out);
+        raw.say(&out);
+        assert_eq!(raw.reply(Style::Structured, 0), (errno::EINVAL, 9, vec![]), "{} bytes", wrong.len());
+        assert!(raw.reads(Style::Structured));
+    }
+}
+
+#[test]
 fn what_cannot_be_answered_is_hung_up_on_and_the_server_goes_on() {
     let host = host();
     let flags = |flags: u32| flags.to_be_bytes().to_vec();

@@ -227,10 +227,7 @@ impl Packed {
 
     pub(super) async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
-        let mut add = |range: ByteRange, source: Source| match extents.last_mut() {
-            Some(last) if last.source == source => last.range = ByteRange::new(last.range.start(), range.end()),
-            _ => extents.push(Extent { range, source }),
-        };
+        let mut add = |range: ByteRange, source: Source| Extent { range, source }.append_to(&mut extents);
         let page_bytes = u64::from(self.record.page_entries) * self.chunk_bytes();
         for number in range.start() / page_bytes..range.end().div_ceil(page_bytes) {
             let whole = ByteRange::new(number * page_bytes, (number + 1) * page_bytes).intersect(range);

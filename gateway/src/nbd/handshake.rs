@@ -106,6 +106,10 @@ pub(super) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
         if client_flags & handshake_flags::FIXED_NEWSTYLE == 0 {
             return Ok(Outcome::Closed);
         }
+        if header.code == option::code::SET_META_CONTEXT {
+            // It replaces what was chosen before, even when it fails.
+            negotiation.contexts = None;
+        }
         let mut answers = Answers { option: header.code, out: Vec::new() };
         let outcome = match decoded {
             Ok(OptionRequest::Abort) => {
@@ -126,7 +130,7 @@ pub(super) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
                     Some(Outcome::StartTls)
                 }
             },
-            _ if encryption == Encryption::Required => {
+            _ if encryption == Encryption::Required && header.code != option::code::STARTTLS => {
                 answers.refuse(Refusal::new(reply::ERR_TLS_REQD, "this server talks by TLS only: begin with STARTTLS"));
                 None
             }
@@ -238,21 +242,18 @@ impl Negotiation<'_> {
                 }
                 Err(refusal) => refusal,
             },
-            OptionRequest::SetMetaContext(name, queries) => {
-                self.contexts = None;
-                match self.set_contexts(&name, &queries).await {
-                    Ok(contexts) => {
-                        for context in contexts.iter() {
-                            let name = context.name().to_owned();
-                            answers.say(&OptionReply::MetaContext { id: context.id(), name });
-                        }
-                        self.contexts = Some((name, contexts));
-                        answers.ack();
-                        return None;
+            OptionRequest::SetMetaContext(name, queries) => match self.set_contexts(&name, &queries).await {
+                Ok(contexts) => {
+                    for context in contexts.iter() {
+                        let name = context.name().to_owned();
+                        answers.say(&OptionReply::MetaContext { id: context.id(), name });
                     }
-                    Err(refusal) => refusal,
+                    self.contexts = Some((name, contexts));
+                    answers.ack();
+                    return None;
                 }
-            }
+                Err(refusal) => refusal,
+            },
             OptionRequest::ExportName(_)
             | OptionRequest::Abort
             | OptionRequest::StartTls

@@ -33,7 +33,9 @@ use crate::tls::{self, Clients};
 
 /// How long shutdown waits for what is in flight.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
-/// A dead peer is found out after about 60 + 6 × 10 seconds of silence.
+/// A dead peer is found out after about 60 + 6 × 10 seconds of silence, whether or not replies to it are on their way: the kernel asks
+/// nothing while it repeats what was not acknowledged, which it would do for a quarter of an hour.
+const PEER_TIMEOUT: Duration = Duration::from_secs(120);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 6;
@@ -348,15 +350,16 @@ async fn transmit<S: Socket>(io: S, session: Box<handshake::Session>, shared: Ar
     let mut transmission = Transmission::new(io, *session, Arc::clone(&shared));
     let how = transmission.run().await;
     let (attachment, io) = transmission.finish();
-    if let Some(mut io) = io {
-        // A TLS session ends with its own good-bye; a peer that is gone cannot hold it up for long.
-        let _ = tokio::time::timeout(ACCEPT_PAUSE, io.shutdown()).await;
-    }
     if how == Detach::Lost {
         shared.stats.connections_lost.fetch_add(1, Ordering::Relaxed);
     }
     tracing::info!(export = name, client, ?how, "NBD detached");
+    // Before the client sees the end: then another machine may write.
     attachment.detach(how);
+    if let Some(mut io) = io {
+        // A TLS session ends with its own good-bye; a peer that is gone cannot hold it up for long.
+        let _ = tokio::time::timeout(ACCEPT_PAUSE, io.shutdown()).await;
+    }
 }
 
 fn prepare(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
@@ -367,6 +370,7 @@ fn prepare(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
     socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
     Ok(stream)
 }
 
@@ -397,9 +401,29 @@ fn listen_unix(path: &Path) -> Result<UnixListener> {
         if stale {
             std::fs::remove_file(path)?;
         }
-        let listener = UnixListener::bind(path)?;
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&socket2::SockAddr::unix(path)?)?;
+        // Before anybody can connect: until it listens, all are refused.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
+        socket.listen(1024)?;
+        UnixListener::from_std(socket.into())
     };
     listen().map_err(|error| cannot_listen(path.display().to_string(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_vanishes_is_found_out_in_two_minutes_with_replies_on_their_way_too() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = prepare(listener.accept().unwrap().0).unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(PEER_TIMEOUT));
+        assert_eq!(PEER_TIMEOUT, KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES);
+    }
 }

@@ -22,14 +22,7 @@ pub(super) async fn extents(device: Arc<dyn Device>, range: ByteRange, one: bool
         let part = ByteRange::new(at, range.end().min(at.saturating_add(window)));
         let extents = device.extents(part).await?;
         let few = extents.len() <= 16;
-        for extent in extents {
-            match found.last_mut() {
-                Some(last) if last.source == extent.source && last.range.end() == extent.range.start() => {
-                    last.range = ByteRange::new(last.range.start(), extent.range.end());
-                }
-                _ => found.push(extent),
-            }
-        }
+        extents.into_iter().for_each(|extent| extent.append_to(&mut found));
         at = part.end();
         if one && runs(Context::Allocation, &found, false).len() > 1 {
             break;

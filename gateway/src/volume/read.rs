@@ -182,26 +182,20 @@ pub(super) async fn gather(engine: &Arc<Engine>, store: &Store, plan: &Plan, len
 pub(super) async fn extents_of(plan: &Plan, range: ByteRange) -> Result<Vec<Extent>> {
     let mut out: Vec<Extent> = Vec::new();
     let mut at = range.start();
-    let push = |out: &mut Vec<Extent>, start: u64, end: u64, source: Source| match out.last_mut() {
-        Some(last) if last.source == source && last.range.end() == start => {
-            last.range = ByteRange::new(last.range.start(), end);
-        }
-        _ => out.push(Extent { range: ByteRange::new(start, end), source }),
-    };
     for piece in &plan.pieces {
-        let end = at + piece.len();
-        match piece {
-            Piece::Memory(_) | Piece::Object { .. } => push(&mut out, at, end, Source::Delta),
-            Piece::Zero(_) => push(&mut out, at, end, Source::Zero),
+        let range = ByteRange::new(at, at + piece.len());
+        at = range.end();
+        let source = match piece {
+            Piece::Memory(_) | Piece::Object { .. } => Source::Delta,
+            Piece::Zero(_) => Source::Zero,
             Piece::Base(range) => {
                 if let Some(base) = &plan.base {
-                    for extent in base.extents(*range).await? {
-                        push(&mut out, extent.range.start(), extent.range.end(), extent.source);
-                    }
+                    base.extents(*range).await?.into_iter().for_each(|extent| extent.append_to(&mut out));
                 }
+                continue;
             }
-        }
-        at = end;
+        };
+        Extent { range, source }.append_to(&mut out);
     }
     Ok(out)
 }

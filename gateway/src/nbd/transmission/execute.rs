@@ -32,7 +32,8 @@ pub(super) struct Answered {
 }
 
 impl<S: Socket> Transmission<S> {
-    /// Does a request that is right: at once if the device can, otherwise as a future that waits.
+    /// Does a request that is right: at once if the device can, otherwise as a future that waits. A payload that comes without a permit
+    /// is a slice of the receive buffer.
     pub(super) fn execute(&mut self, request: Request, payload: Bytes, permit: Option<OwnedSemaphorePermit>) {
         if let Err(error) = self.check(&request) {
             return self.reply(&request, Err(error));
@@ -58,6 +59,7 @@ impl<S: Socket> Transmission<S> {
             }
             _ => payload,
         };
+        let payload = if permit.is_none() { Bytes::copy_from_slice(&payload) } else { payload };
         let permit = permit.or_else(|| {
             let (part, kib) = self.shared.memory.part(Self::weight(&request));
             Arc::clone(part).try_acquire_many_owned(kib).ok()

@@ -15,12 +15,12 @@ use super::super::socket::Socket;
 use super::Transmission;
 use crate::exports::Detach;
 
-/// Payloads up to this are copied out of the receive buffer, so that a small write does not keep a large buffer; larger
-/// ones are received into memory of their own.
-const COPIED_PAYLOAD_MAX: u64 = 16 * 1024;
+/// Payloads up to this are slices of the receive buffer while the device is asked, which copies what it keeps of them; those that wait are
+/// copied, so that a small write does not keep a large buffer. Larger ones are received into memory of their own.
+const SMALL_PAYLOAD_MAX: u64 = 16 * 1024;
 /// Receive buffer at most.
 const INPUT_BYTES_MAX: usize = 256 * 1024;
-/// Room for a request with the largest payload that is copied.
+/// Room for a request with the largest payload that is not received into memory of its own.
 const ROOM_BYTES: usize = 17 * 1024;
 /// A large payload is given a second more for so many bytes.
 const PAYLOAD_BYTES_PER_SECOND: u64 = 1024 * 1024;
@@ -29,7 +29,7 @@ const PAYLOAD_BYTES_PER_SECOND: u64 = 1024 * 1024;
 pub(super) enum Receiving {
     /// A request header.
     Header,
-    /// A payload that will be copied.
+    /// A payload that lies in the receive buffer.
     Small(Request),
     /// A payload into memory of its own: the bytes so far.
     Large { request: Request, body: BytesMut, permit: OwnedSemaphorePermit },
@@ -68,8 +68,8 @@ impl<S: Socket> Transmission<S> {
             Receiving::Header => return self.receive_header(),
             Receiving::Small(request) => {
                 let length = usize::try_from(request.length).unwrap_or(usize::MAX);
-                if let Some(payload) = self.input.get(..length).map(Bytes::copy_from_slice) {
-                    self.input.advance(length);
+                if self.input.len() >= length {
+                    let payload = self.input.split_to(length).freeze();
                     self.execute(request, payload, None);
                     return true;
                 }
@@ -141,7 +141,7 @@ impl<S: Socket> Transmission<S> {
         let payload = request.payload(style);
         match self.rules.judge(&request) {
             Verdict::Accept if payload == 0 => self.execute(request, Bytes::new(), None),
-            Verdict::Accept if payload <= COPIED_PAYLOAD_MAX => self.receiving = Receiving::Small(request),
+            Verdict::Accept if payload <= SMALL_PAYLOAD_MAX => self.receiving = Receiving::Small(request),
             Verdict::Accept => self.receiving = Receiving::Memory { request, payload: None },
             Verdict::Refuse { errno, message } => {
                 self.receiving = Receiving::Refused { request, left: payload, errno, message };
