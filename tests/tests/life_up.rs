@@ -232,3 +232,16 @@ fn a_wrong_store_is_refused_before_anything_is_entered_and_its_secret_not_repeat
         assert!(!home.exists(), "nothing was entered");
     }
 }
+
+#[test]
+fn up_takes_from_the_environment_what_it_has_no_flag_for() {
+    use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nbd.sock");
+    let _gateway = Gateway::up_with(&["--clones", "1"], &[("CLONEGATE_LISTEN_NBD_UNIX", socket.to_str().unwrap())]);
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut greeting = [0; 8];
+    std::os::unix::net::UnixStream::connect(&socket).unwrap().read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"NBDMAGIC");
+}

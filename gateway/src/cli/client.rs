@@ -45,6 +45,14 @@ pub(super) enum Body {
     Stream(reqwest::Body),
 }
 
+impl Body {
+    fn json(value: &impl Serialize) -> Result<Self> {
+        serde_json::to_value(value)
+            .map(Self::Json)
+            .map_err(|e| Error::internal("bad-request", "the request does not encode").because(e))
+    }
+}
+
 impl Client {
     /// Talks to `server`; `authority` is a PEM file of certificates to trust besides those of the system.
     pub(super) fn new(server: &str, token: Option<String>, authority: Option<&Path>) -> Result<Self> {
@@ -204,9 +212,7 @@ impl Client {
         query: &[(&str, String)],
         body: &impl Serialize,
     ) -> std::result::Result<T, Failure> {
-        let body = serde_json::to_value(body)
-            .map_err(|e| Error::internal("bad-request", "the request does not encode").because(e))?;
-        self.call(reqwest::Method::POST, path, query, Body::Json(body)).await
+        self.call(reqwest::Method::POST, path, query, Body::json(body)?).await
     }
 
     pub(super) async fn patch<T: DeserializeOwned>(
@@ -214,9 +220,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> std::result::Result<T, Failure> {
-        let body = serde_json::to_value(body)
-            .map_err(|e| Error::internal("bad-request", "the request does not encode").because(e))?;
-        self.call(reqwest::Method::PATCH, path, &[], Body::Json(body)).await
+        self.call(reqwest::Method::PATCH, path, &[], Body::json(body)?).await
     }
 
     pub(super) async fn put<T: DeserializeOwned>(
@@ -225,9 +229,7 @@ impl Client {
         query: &[(&str, String)],
         body: &impl Serialize,
     ) -> std::result::Result<T, Failure> {
-        let body = serde_json::to_value(body)
-            .map_err(|e| Error::internal("bad-request", "the request does not encode").because(e))?;
-        self.call(reqwest::Method::PUT, path, query, Body::Json(body)).await
+        self.call(reqwest::Method::PUT, path, query, Body::json(body)?).await
     }
 
     pub(super) async fn upload<T: DeserializeOwned>(

@@ -30,21 +30,21 @@ pub(super) struct Up {
     /// Where everything is kept; started again on it, clonegate finds its clones
     #[arg(long, default_value = "./clonegate-data")]
     data: PathBuf,
-    /// Address for HTTP
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    listen: String,
-    /// Address for NBD; empty for none
-    #[arg(long, default_value = "127.0.0.1:10809")]
-    nbd: String,
+    /// Address for HTTP [default: 127.0.0.1:8080]
+    #[arg(long)]
+    listen: Option<String>,
+    /// Address for NBD; empty for none [default: 127.0.0.1:10809]
+    #[arg(long)]
+    nbd: Option<String>,
     /// Clones that there should be
     #[arg(long, default_value_t = 2)]
     clones: u32,
     /// Name of the template; otherwise made from the name of the image
     #[arg(long)]
     template: Option<String>,
-    /// Bytes of memory for the iCache
-    #[arg(long, default_value = "1GiB")]
-    icache: bytesize::ByteSize,
+    /// Bytes of memory for the iCache [default: 1GiB]
+    #[arg(long)]
+    icache: Option<bytesize::ByteSize>,
     /// Directory or bucket whose raw images may be templates by reference; may be given again
     #[arg(long = "source", value_name = "URL")]
     sources: Vec<String>,
@@ -141,23 +141,23 @@ fn config(up: &Up, data: &Path) -> Result<Config> {
             .map(|url| url.to_string().trim_end_matches('/').to_owned())
             .map_err(|()| Error::invalid("bad-data-directory", "its path makes no URL").on(data.display().to_string()))
     };
-    let environment = crate::config::load(None)?;
-    let mut config = Config {
-        home: crate::config::Home(StoreConfig::new(url("home")?)),
-        datastore: vec![Datastore::new("local", url("store")?)],
-        sources: up.sources.clone(),
-        // These have no flags of their own: CLONEGATE_POLICY_…, CLONEGATE_BOOT_…, CLONEGATE_CLONES_…, CLONEGATE_IDENTITY_… and CLONEGATE_AUTH_… say what is wanted.
-        policy: environment.policy,
-        boot: environment.boot,
-        clones: environment.clones,
-        identity: environment.identity,
-        auth: environment.auth,
-        ..Config::default()
-    };
+    // What has no flag of its own is said by the environment: CLONEGATE_POLICY_…, CLONEGATE_BOOT_…, CLONEGATE_LISTEN_NBD_UNIX, ….
+    let mut config = crate::config::load(None)?;
+    config.home = crate::config::Home(StoreConfig::new(url("home")?));
+    config.datastore = vec![Datastore::new("local", url("store")?)];
     config.journal.path = data.join("journal");
-    config.listen.http.clone_from(&up.listen);
-    config.listen.nbd.clone_from(&up.nbd);
-    config.icache.memory = up.icache;
+    if !up.sources.is_empty() {
+        config.sources.clone_from(&up.sources);
+    }
+    if let Some(listen) = &up.listen {
+        config.listen.http.clone_from(listen);
+    }
+    if let Some(nbd) = &up.nbd {
+        config.listen.nbd.clone_from(nbd);
+    }
+    if let Some(icache) = up.icache {
+        config.icache.memory = icache;
+    }
     Ok(config)
 }
 
