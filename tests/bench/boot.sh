@@ -3,11 +3,12 @@
 #
 #   tests/bench/boot.sh [--rounds N] [--only REGEX] [--cold [both|nginx]] [--storm] [--out FILE]
 #
-# Needs the small Linux of the tests (target/test-images/linux.raw; `cargo test -p clonegate-tests --test clients_boot` makes it), a built gateway
-# (GATEWAY, default target/release/clonegate), QEMU (TCG), nginx and the boot loaders of tests/rig/packages.txt. Rounds are in turn (nginx, ours,
+# Needs a built gateway (GATEWAY, default target/release/clonegate), QEMU (TCG), nginx and the boot loaders of tests/rig/packages.txt. The small Linux
+# of the tests (linux.raw in IMAGES, default target/test-images) is made when it is not there, by tests/rig/make-linux-image.sh. Rounds are in turn (nginx, ours,
 # nginx, …) so that noise hits both; ratios are made within a round, and the table shows medians. Warm: each server has served one
 # boot before. --cold: before each boot nginx's file leaves the page cache and the gateway is started anew with an empty iCache and
-# its store out of the page cache; `--cold nginx` leaves ours warm. --storm: one machine, then four at once, each on a clone of its own, with what the store is asked.
+# its store out of the page cache; `--cold nginx` leaves ours warm. --storm: one machine, then four at once, each on a clone of its own and from a cold
+# iCache, with what the store is asked: four should ask as much as one. A boot before them records the boot set, so that both have it.
 # Loopback only; ends only what it started.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -16,6 +17,11 @@ export GATEWAY=${GATEWAY:-$root/target/release/clonegate} IMAGES=${IMAGES:-$root
 for program in qemu-system-x86_64 nginx python3 mcopy mkfs.vfat grub-mkimage curl; do
     command -v "$program" >/dev/null || { echo "needs $program" >&2; exit 2; }
 done
+[ -x "$GATEWAY" ] || { echo "needs $GATEWAY: cargo build --release -p clonegate" >&2; exit 2; }
+if ! [ -e "$IMAGES/linux.raw" ]; then
+    mkdir -p "$IMAGES"
+    "$root/tests/rig/make-linux-image.sh" "$IMAGES" >&2
+fi
 WORK=$(mktemp -d)
 export WORK
 trap 'rm -rf "$WORK"' EXIT
@@ -127,7 +133,12 @@ class Nginx:
                 f"server {{ listen 127.0.0.1:{self.http}; root {work}/www; }} }}\n"
             )
         self.process = subprocess.Popen(["nginx", "-p", work, "-c", f"{work}/nginx.conf"])
-        time.sleep(1)
+        for _ in range(600):
+            try:
+                return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.http}/linux.raw", method="HEAD")).close()
+            except OSError:
+                time.sleep(0.1)
+        sys.exit("nginx does not start")
 
     def stop(self):
         self.process.terminate()
@@ -311,7 +322,9 @@ def table(servers):
 
 
 def storm(gateway):
-    lines = ["| machines at once | the last is up after, s | GETs of base data sent to the store |", "|---|---|---|"]
+    lines = ["| machines at once | the last is up after, s | GETs of base data sent to the store | to those of one machine |", "|---|---|---|---|"]
+    boot(gateway, lambda server: san(server, "bios"), "")
+    alone = None
     for count in (1, 4):
         gateway.cold()
         before = gateway.samples()["clonegate_icache_store_requests_total"]
@@ -326,7 +339,9 @@ def storm(gateway):
         [thread.join() for thread in threads]
         after = gateway.samples()["clonegate_icache_store_requests_total"]
         worst = max(results) if None not in results else float("nan")
-        lines.append(f"| {count} | {worst:.1f} | {after - before:.0f} |")
+        asked = after - before
+        alone = alone or asked
+        lines.append(f"| {count} | {worst:.1f} | {asked:.0f} | {asked / max(alone, 1):.2f} |")
     return lines
 
 

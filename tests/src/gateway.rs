@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -35,29 +36,31 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>
     command
 }
 
-/// An address of this host that nobody listens on now. Its port is none of those that the kernel gives to those who connect: a server that is
-/// started again would now and then find one of them in its place.
-///
-/// # Panics
-/// When no port is free.
+/// Where [`free_address`] looks: below the ports that systems give to outgoing connections, one of which could take a port between the
+/// choice and its use, or while a gateway is started anew.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// An address of this host that nobody listens on, and that no other test is given while this one runs.
 pub fn free_address() -> SocketAddr {
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let given_out = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32768u32);
-    let count = given_out.saturating_sub(PORTS_FROM);
-    for _ in 0..1000 {
-        // Programs that test at the same time begin at different places.
-        let n = std::process::id().wrapping_mul(61).wrapping_add(NEXT_PORT.fetch_add(1, Ordering::Relaxed));
-        let port = if count > 0 { PORTS_FROM + n % count } else { 0 };
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", u16::try_from(port).unwrap_or(0))) {
-            return listener.local_addr().expect("a bound socket has an address");
+    static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let user = rustix::process::geteuid().as_raw();
+    let locks = std::env::temp_dir().join(format!("clonegate-test-ports-{user}"));
+    fs::create_dir_all(&locks).expect("the temporary directory is writable");
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Programs begin at different places, so that they seldom meet.
+    let begin = std::process::id().wrapping_mul(37).wrapping_add(u32::try_from(taken.len()).unwrap_or(0));
+    for step in 0..PORTS.len() {
+        let port = PORTS.start + u16::try_from((begin as usize + step) % PORTS.len()).unwrap_or(0);
+        let file = File::options().create(true).truncate(false).write(true).open(locks.join(port.to_string()));
+        let Ok(file) = file else { continue };
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && TcpListener::bind(address).is_ok() {
+            taken.push(file);
+            return address;
         }
     }
-    panic!("loopback has no free port");
+    panic!("no port of {PORTS:?} is free");
 }
-
-static NEXT_PORT: AtomicU32 = AtomicU32::new(0);
-/// Ports from here on belong to no well-known service that a machine for tests would run.
-const PORTS_FROM: u32 = 16384;
 
 /// `clonegate up` on a directory of its own. Dropping it kills the process and removes the directory.
 #[derive(Debug)]

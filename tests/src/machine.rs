@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// How a machine sees the host that it runs on.
@@ -207,19 +208,36 @@ impl Machine {
         self.boot_through(marker, patience, None)
     }
 
-    /// The same; when the serial line first shows a text, something is done.
+    /// The same; when the serial line first shows a text, something is done while the machine goes on.
     ///
     /// # Panics
     /// As [`Self::boot`]; when the text is never shown.
     pub fn boot_and(self, at: &str, act: impl FnOnce(), marker: &str, patience: Duration) -> Serial {
+        self.boot_acting(at, |_| act(), marker, patience)
+    }
+
+    /// The same; the machine stands still meanwhile, so that what is done is done before it comes any further, however long it takes.
+    ///
+    /// # Panics
+    /// As [`Self::boot_and`].
+    pub fn boot_held(self, at: &str, act: impl FnOnce(), marker: &str, patience: Duration) -> Serial {
+        let act = |machine: Pid| {
+            kill_process(machine, Signal::STOP).expect("our own child can be signalled");
+            act();
+            kill_process(machine, Signal::CONT).expect("our own child can be signalled");
+        };
+        self.boot_acting(at, act, marker, patience)
+    }
+
+    fn boot_acting(self, at: &str, act: impl FnOnce(Pid), marker: &str, patience: Duration) -> Serial {
         let mut act = Some(act);
-        let mut once = || act.take().map_or((), |act| act());
+        let mut once = |machine| act.take().map_or((), |act| act(machine));
         let serial = self.boot_through(marker, patience, Some((at, &mut once)));
         assert!(act.is_none(), "{at:?} was never shown:\n{}", serial.tail());
         serial
     }
 
-    fn boot_through(self, marker: &str, patience: Duration, mut at: Option<(&str, &mut dyn FnMut())>) -> Serial {
+    fn boot_through(self, marker: &str, patience: Duration, mut at: Option<(&str, &mut dyn FnMut(Pid))>) -> Serial {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-accel", "tcg,thread=multi", "-m", "768", "-nodefaults", "-display", "none"]);
         command.args(["-serial", "stdio", "-no-reboot"]).args(&self.arguments);
@@ -253,7 +271,7 @@ impl Machine {
             serial.text = plain(&raw);
             serial.took = begin.elapsed();
             if let Some((_, act)) = at.take_if(|(text, _)| serial.has(text)) {
-                act();
+                act(Pid::from_child(&child.0));
             }
             if serial.has(marker) {
                 // The rest of its line, and whatever the guest says while it powers off.

@@ -65,9 +65,22 @@ fn labels_can_be_changed_after_a_clone_is_made() {
     let shown: serde_json::Value =
         serde_json::from_str(&gateway.cli_ok(&["clone", "show", "pc", "--output", "json"])).unwrap();
     assert_eq!(shown["labels"], serde_json::json!({ "room": "3" }), "{shown}");
-    let refused = gateway.cli(&["clone", "label", "pc", "boot.args=a\nshell"]);
-    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("control characters"), "{refused:?}");
+    for (label, why) in [
+        ("boot.args=a\nshell", "control characters"),
+        ("boot.mac=52:54:00:12:34", "no MAC address"),
+        ("boot.kernel=vmlinuz", "absolute path"),
+    ] {
+        let refused = gateway.cli(&["clone", "label", "pc", label]);
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(why), "{refused:?}");
+    }
+    // Two clones of one machine: whoever does that is told which is booted.
+    gateway.cli_ok(&["clone", "create", "another", "--template", "demo", "--label", "boot.mac=52:54:00:12:34:08"]);
+    let labelled = gateway.cli(&["clone", "label", "pc", "boot.mac=52-54-00-12-34-08"]);
+    let said = String::from_utf8_lossy(&[labelled.stdout, labelled.stderr].concat()).into_owned();
+    assert!(said.contains("the machine boots another"), "{said}");
+    let boots_first = || script(&gateway, "/boot.ipxe?mac=52:54:00:12:34:08").contains("/v1/clones/another/disk");
+    clonegate_tests::gateway::until("the machine boots the first", boots_first);
 }
 
 #[test]
@@ -76,6 +89,11 @@ fn an_unknown_machine_is_told_so_by_default() {
     let text = script(&gateway, "/boot.ipxe?mac=52:54:00:00:00:01&uuid=x&serial=y");
     assert!(text.contains("there is no clone for this machine"), "{text}");
     assert!(text.contains("boot.mac=52:54:00:00:00:01"), "it says what the operator is to do: {text}");
+    // Whatever it said can be a label.
+    let text = script(&gateway, "/boot.ipxe?mac=&uuid=4C4C4544-0042-3510-8052-B4C04F564D31&serial=AB%7C%7C7");
+    assert!(text.contains("boot.uuid=4c4c4544-0042-3510-8052-b4c04f564d31 to boot"), "{text}");
+    assert!(!text.contains("|| 7") && !text.contains("AB"), "what could be a command is not repeated: {text}");
+    assert!(script(&gateway, "/boot.ipxe?mac=&uuid=&serial=").contains("says nothing of itself"));
     for path in ["/boot/mac/nonsense.ipxe", "/boot.ipxe?mac=52:54:00:00:00", "/boot/mac/.ipxe"] {
         let reply = get(&gateway, path);
         assert_eq!((reply.status, reply.code().as_str()), (400, "bad-mac"), "{path}");
@@ -234,4 +252,51 @@ fn an_image_without_the_kernel_that_is_expected_says_so_on_the_screen() {
     assert_eq!(written.status, 204);
     let refused = get(&gateway, &path);
     assert_eq!((refused.status, refused.code().as_str()), (412, "precondition-failed"));
+}
+
+#[test]
+fn the_files_of_a_volume_are_found_by_hand() {
+    let gateway = gateway(&[], &[]);
+    let Some(image) = fat_image(&gateway, &[("vmlinuz", &[5; 1000]), ("boot.efi", b"MZ")]) else { return };
+    gateway.cli_ok(&["template", "import", "fat", image.to_str().unwrap(), "--format", "raw"]);
+    gateway.cli_ok(&["clone", "create", "pc", "--template", "fat"]);
+    for path in ["/v1/clones/pc/files", "/v1/clones/pc/files/"] {
+        assert!(String::from_utf8_lossy(&get(&gateway, path).body).contains("\"file_system\":\"fat\""), "{path}");
+    }
+    for path in ["/v1/clones/pc/files/-", "/v1/clones/pc/files/-/", "/v1/clones/pc/files/0"] {
+        assert!(String::from_utf8_lossy(&get(&gateway, path).body).contains("\"name\":\"boot.efi\""), "{path}");
+    }
+    let kernel = "/v1/clones/pc/files/-/vmlinuz";
+    let ask = |method: &str, range: &str| RawHttp::connect(gateway.http()).request(method, kernel, &[("Range", range)]);
+    let part = ask("GET", "bytes=990-2000");
+    assert_eq!((part.status, part.field("content-range"), part.body.len()), (206, Some("bytes 990-999/1000"), 10));
+    let head = ask("HEAD", "bytes=0-9");
+    assert_eq!((head.status, head.field("content-length")), (200, Some("1000")), "a range is for GET");
+    let beyond = ask("GET", "bytes=1000-");
+    assert_eq!((beyond.status, beyond.code().as_str()), (416, "range-unsatisfiable"));
+    assert_eq!(beyond.field("content-range"), Some("bytes */1000"));
+    let efi = get(&gateway, "/v1/clones/pc/files/-/boot.efi");
+    assert_eq!(efi.field("content-type"), Some("application/efi"));
+    for path in ["/../x", "/a/%2e%2e/x", "/a%00b", "/a%ffb"] {
+        let reply = get(&gateway, &format!("/v1/clones/pc/files/-{path}"));
+        assert_eq!((reply.status, reply.code().as_str()), (400, "bad-path"), "{path}");
+    }
+}
+
+#[test]
+fn nothing_but_files_of_its_directory_is_served_under_efi() {
+    let outer = tempfile::tempdir().unwrap();
+    let efi = outer.path().join("efi");
+    std::fs::create_dir(&efi).unwrap();
+    std::fs::write(efi.join("boot.efi"), "MZ").unwrap();
+    std::fs::write(outer.path().join("secret"), "secret").unwrap();
+    std::os::unix::fs::symlink("../secret", efi.join("link")).unwrap();
+    run("mkfifo", &[efi.join("pipe").to_str().unwrap()]);
+    let gateway = gateway(&[("CLONEGATE_BOOT_EFI", efi.to_str().unwrap())], &[]);
+    let program = get(&gateway, "/efi/boot.efi");
+    assert_eq!((program.status, program.field("content-type")), (200, Some("application/efi")));
+    for path in ["link", "pipe", "../secret", "%2e%2e/secret", "..%2fsecret", "boot.efi/../../secret", "a%00b"] {
+        let reply = get(&gateway, &format!("/efi/{path}"));
+        assert_eq!((reply.status, reply.code().as_str()), (404, "no-such-file"), "{path}");
+    }
 }

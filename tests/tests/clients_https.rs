@@ -65,6 +65,12 @@ fn disks_and_commands_go_through_tls_by_the_token_of_the_caller() {
     let bearer = format!("Authorization: Bearer {TOKEN}");
     assert_eq!(curl(&["--cacert", authority, "--header", &bearer, &list]).status, 200);
     assert_eq!(curl(&[&list]).status, 0, "an authority that curl does not know");
+    // Boot scripts go on by the way that they were asked for.
+    let chain =
+        |url: &str| String::from_utf8(curl(&["--cacert", authority, &format!("{url}/boot.ipxe")]).body).unwrap();
+    assert!(chain(&url).contains(&format!("chain --autofree {url}/boot.ipxe?")), "{}", chain(&url));
+    let plain = format!("http://{}", gateway.http());
+    assert!(chain(&plain).contains(&format!("chain --autofree {plain}/boot.ipxe?")), "{}", chain(&plain));
     // One volume, whichever way it is reached.
     let plain = format!("http://{}/v1/clones/pc/disk", gateway.http());
     assert_eq!(curl(&["--range", "0-511", &plain]).body, whole.body[..512]);

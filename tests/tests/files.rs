@@ -19,6 +19,7 @@ cases! {
     "zstd" => the_files_of_a_real_linux_are_found_and_read;
     "mkfs.vfat", "mcopy" => a_volume_that_is_one_fat_file_system_has_its_files;
     "sfdisk", "mkfs.vfat", "mcopy" => every_partition_of_an_mbr_disk_is_found;
+    "mke2fs" => links_are_followed_within_their_file_system_and_large_directories_are_cut;
     "mke2fs" => a_damaged_file_system_is_an_error_and_never_a_hang;
     => what_cannot_be_is_refused;
 }
@@ -49,7 +50,7 @@ async fn read(volume: &Arc<MemoryVolume>, place: &str, path: &str) -> Result<Vec
 
 async fn names(volume: &Arc<MemoryVolume>, path: &str) -> Vec<NameView> {
     match files::open(Arc::<MemoryVolume>::clone(volume), Place::Any, path).await.unwrap() {
-        Found::Directory(names) => names,
+        Found::Directory(names) => names.items,
         Found::File(file) => panic!("{path} is a file: {file:?}"),
     }
 }
@@ -119,13 +120,83 @@ fn every_partition_of_an_mbr_disk_is_found() {
     for first in [2048, 34816, 45056] {
         bytes[first * 512..][..part.len()].copy_from_slice(&part);
     }
+    bytes[12288 * 512..][..4].copy_from_slice(b"XFSB");
     let volume = volume(bytes);
     block_on(async {
         let parts = files::partitions(Arc::<MemoryVolume>::clone(&volume)).await.unwrap();
         let seen: Vec<_> = parts.iter().map(|p| (p.number, p.start / 512, p.file_system.as_deref())).collect();
-        assert_eq!(seen, [(1, 2048, Some("fat")), (2, 12288, None), (5, 34816, Some("fat")), (6, 45056, Some("fat"))]);
+        assert_eq!(
+            seen,
+            [(1, 2048, Some("fat")), (2, 12288, Some("xfs")), (5, 34816, Some("fat")), (6, 45056, Some("fat"))]
+        );
         assert_eq!(read(&volume, "6", "/dir/A rather long name.bin").await.unwrap().len(), 300_000);
-        assert_eq!(read(&volume, "2", "/x").await.unwrap_err().code(), "no-such-partition");
+        // What is there and cannot be read is not missing.
+        let error = read(&volume, "2", "/x").await.unwrap_err();
+        assert_eq!(error.code(), "file-system-unsupported");
+        assert!(error.message().contains("partition 2 has xfs"), "{error}");
+        let error = read(&volume, "-", "/x").await.unwrap_err();
+        assert_eq!(error.code(), "no-such-file");
+        assert!(error.message().contains("not read: partition 2 (xfs)"), "{error}");
+        assert_eq!(read(&volume, "3", "/x").await.unwrap_err().code(), "no-such-partition");
+    });
+}
+
+fn links_are_followed_within_their_file_system_and_large_directories_are_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    for name in ["boot", "links", "many"] {
+        std::fs::create_dir_all(tree.join(name)).unwrap();
+    }
+    std::fs::write(tree.join("boot/vmlinuz"), images::pattern(0, 5000)).unwrap();
+    let sparse = std::fs::File::create(tree.join("sparse")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"here", 5 << 30).unwrap();
+    for (to, name) in [
+        ("../boot/vmlinuz", "relative"),
+        ("/boot/vmlinuz", "absolute"),
+        ("../../../../boot/vmlinuz", "above"),
+        ("/boot", "directory"),
+        ("missing", "dangling"),
+        ("b", "a"),
+        ("a", "b"),
+    ] {
+        std::os::unix::fs::symlink(to, tree.join("links").join(name)).unwrap();
+    }
+    for number in 0..10_001 {
+        std::fs::File::create(tree.join(format!("many/{number}"))).unwrap();
+    }
+    let image = dir.path().join("ext.img");
+    std::fs::File::create(&image).unwrap().set_len(48 << 20).unwrap();
+    let (tree, path) = (tree.display().to_string(), image.display().to_string());
+    // As a newer mke2fs makes them by itself.
+    let features = "metadata_csum,metadata_csum_seed,orphan_file";
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-N", "12000", "-O", features, "-d", &tree, &path]);
+    let volume = volume(std::fs::read(&image).unwrap());
+    block_on(async {
+        for name in ["relative", "absolute", "above", "directory/vmlinuz"] {
+            let bytes = read(&volume, "-", &format!("/links/{name}")).await.unwrap();
+            assert!(bytes == images::pattern(0, 5000), "{name}");
+        }
+        for name in ["dangling", "a"] {
+            assert_eq!(
+                read(&volume, "-", &format!("/links/{name}")).await.unwrap_err().code(),
+                "no-such-file",
+                "{name}"
+            );
+        }
+        let Found::Directory(many) =
+            files::open(Arc::<MemoryVolume>::clone(&volume), Place::Any, "/many").await.unwrap()
+        else {
+            panic!("it is a directory")
+        };
+        assert_eq!((many.items.len(), many.more), (10_000, true));
+        let root = files::open(Arc::<MemoryVolume>::clone(&volume), Place::Any, "/").await.unwrap();
+        assert!(matches!(&root, Found::Directory(names) if !names.more && names.items.len() == 5), "{root:?}");
+
+        let found = files::open(Arc::<MemoryVolume>::clone(&volume), Place::Any, "/sparse").await.unwrap();
+        let Found::File(file) = found else { panic!("it is a file") };
+        let parts: Vec<_> = file.stream(ByteRange::new((5 << 30) - 2, (5 << 30) + 4)).collect().await;
+        let bytes: Vec<u8> = parts.into_iter().flat_map(|part| part.unwrap().to_vec()).collect();
+        assert_eq!(bytes, b"\0\0here");
     });
 }
 

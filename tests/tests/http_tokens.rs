@@ -15,7 +15,7 @@ use serde_json::Value;
 const TOKEN: &str = "b3a1c0d4e5f60718293a4b5c6d7e8f90";
 
 /// What a machine reads to boot, what says whether the gateway is well, and the pages that ask for a token themselves.
-const OPEN: [&str; 15] = [
+const OPEN: [&str; 16] = [
     "/",
     "/console.css",
     "/console.js",
@@ -30,6 +30,7 @@ const OPEN: [&str; 15] = [
     "/v1/clones/{clone}/disk",
     "/v1/clones/{clone}/identity",
     "/v1/clones/{clone}/files",
+    "/v1/clones/{clone}/files/{partition}",
     "/v1/clones/{clone}/files/{partition}/{*path}",
 ];
 

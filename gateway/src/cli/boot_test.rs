@@ -64,9 +64,9 @@ pub(super) struct BootTest {
     /// Firmware of the machine
     #[arg(long, value_enum, default_value = "bios")]
     firmware: Firmware,
-    /// Address of the gateway's NBD server
-    #[arg(long, default_value = "127.0.0.1:10809", value_name = "HOST:PORT")]
-    nbd: String,
+    /// Address of the gateway's NBD server; port 10809 of the host of --server when it is not said
+    #[arg(long, value_name = "HOST:PORT")]
+    nbd: Option<String>,
     /// Memory of the machine, MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..=65536))]
     memory: u32,
@@ -171,7 +171,8 @@ fn machine(test: &BootTest, clone: &CloneView, server: &str, dir: &Path) -> Resu
             push(&["-drive", &format!("{drive},if=virtio,readonly=on")]);
         }
         Via::Nbd => {
-            let address = option(&format!("nbd://{}/{}", test.nbd, clone.name));
+            let place = test.nbd.clone().map_or_else(|| nbd_of(server), Ok)?;
+            let address = option(&format!("nbd://{place}/{}", clone.name));
             push(&["-drive", &format!("file={address},format=raw,if=virtio,snapshot=on")]);
         }
         Via::Ipxe => {
@@ -199,11 +200,29 @@ fn option(value: &str) -> String {
     value.replace(',', ",,")
 }
 
+/// Where a gateway usually has NBD.
+fn nbd_of(server: &str) -> Result<String> {
+    let url = Url::parse(server).map_err(|_| bad_server(server))?;
+    Ok(format!("{}:10809", url.host_str().ok_or_else(|| bad_server(server))?))
+}
+
+fn bad_server(server: &str) -> Error {
+    Error::invalid("bad-server", "this is no URL of a gateway").on(server.to_owned())
+}
+
 /// The URL by which a machine in QEMU's user network reaches a server of this host.
 fn as_guest(server: &str) -> Result<String> {
-    let wrong = || Error::invalid("bad-server", "this is no URL of a gateway").on(server.to_owned());
+    let wrong = || bad_server(server);
     let mut url = Url::parse(server).map_err(|_| wrong())?;
     let host = url.host_str().ok_or_else(wrong)?.trim_matches(['[', ']']);
+    if url.scheme() == "https" {
+        return Err(Error::invalid(
+            "bad-server",
+            "iPXE trusts no certificate of yours, so that it cannot boot by HTTPS",
+        )
+        .on(server.to_owned())
+        .hint("name the port of plain HTTP: --server http://…"));
+    }
     let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     if local {
         url.set_host(Some(HOST_OF_GUEST)).map_err(|_| wrong())?;
@@ -271,6 +290,15 @@ impl Serial {
         }
     }
 
+    /// What the gateway's boot script said last, which a boot menu or the firmware may have pushed off the last lines.
+    fn script_said(&self) -> Option<String> {
+        let text = self.text();
+        let said = text.lines().filter_map(|line| line.trim().strip_prefix("clonegate: "));
+        let said: Vec<_> = said.filter(|line| !line.starts_with("starting ")).collect();
+        let last = said.get(said.len().saturating_sub(2)..).filter(|lines| !lines.is_empty())?;
+        Some(last.join(" ").chars().take(400).collect())
+    }
+
     fn last_lines(&self) -> Vec<String> {
         let text = self.text();
         let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -282,6 +310,8 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
     let mut command = Command::new(QEMU);
     command.args(arguments).current_dir(dir.path()).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Before there is a machine that could be left behind.
+    let stopped = stopped()?;
     let mut child = command.spawn().map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::new(ErrorKind::Unavailable, "no-qemu", "QEMU is not installed")
             .on(QEMU)
@@ -295,7 +325,7 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
             Ok(why) => why,
             Err(_) => Some(format!("no success within {}", humantime::format_duration(test.timeout))),
         },
-        stopped = stopped() => stopped.map(Some)?,
+        why = stopped => Some(why),
     };
     // Whatever came of it, the machine does not outlive the test.
     child.kill().await.map_err(|e| Error::unavailable("qemu-stays", "QEMU cannot be ended").because(e))?;
@@ -306,6 +336,10 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
                 .because(e)
         })?;
     }
+    let why = why.map(|why| match serial.script_said() {
+        Some(said) => format!("{why}; its boot script said: {said}"),
+        None => why,
+    });
     Ok(Report {
         clone,
         via: test.via,
@@ -319,15 +353,17 @@ async fn watch(test: &BootTest, clone: String, arguments: Vec<String>, dir: &Tem
 }
 
 /// Ctrl-C, or the request to end that a service manager or a job runner sends.
-async fn stopped() -> Result<String> {
+fn stopped() -> Result<impl Future<Output = String>> {
     let broken = |e| Error::internal("no-signals", "signals cannot be waited for").because(e);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok("it was interrupted".to_owned())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        "it was interrupted".to_owned()
+    })
 }
 
 /// How QEMU ended, in its own words where it has any.
@@ -408,6 +444,15 @@ mod tests {
         check("http://[::1]:9000", "http://10.0.2.2:9000");
         check("http://10.1.2.3:8080", "http://10.1.2.3:8080");
         assert_eq!(as_guest("nonsense").unwrap_err().code(), "bad-server");
+        assert_eq!(as_guest("https://10.1.2.3:8443").unwrap_err().code(), "bad-server");
+    }
+
+    #[test]
+    fn nbd_is_looked_for_where_the_gateway_is() {
+        assert_eq!(nbd_of("http://127.0.0.1:8080").unwrap(), "127.0.0.1:10809");
+        assert_eq!(nbd_of("https://gate.lab:8443").unwrap(), "gate.lab:10809");
+        assert_eq!(nbd_of("http://[::1]:8080").unwrap(), "[::1]:10809");
+        assert_eq!(nbd_of("nonsense").unwrap_err().code(), "bad-server");
     }
 
     #[test]
@@ -421,6 +466,14 @@ mod tests {
         assert_eq!(names, ["boot-loader", "kernel", "login"]);
         assert!(serial.passed(None) && serial.passed(Some("version 6.1")) && !serial.passed(Some("never")));
         assert!(!Serial::default().passed(None));
+    }
+
+    #[test]
+    fn what_the_boot_script_said_is_part_of_why() {
+        let mut serial = Serial::default();
+        assert_eq!(serial.script_said(), None);
+        serial.raw = b"iPXE 1.0\r\nclonegate: starting pc\r\nclonegate: pc has no file /vmlinux.\r\nclonegate: Its label is wrong.\r\nNo bootable device\r\n".to_vec();
+        assert_eq!(serial.script_said().as_deref(), Some("pc has no file /vmlinux. Its label is wrong."));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
 use clonegate_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::http::{BootSettings, Unknown};
+use crate::http::{BootSettings, Unknown, blanks, unknown_blank};
 
 /// Boot scripts and EFI programs; `docs/boot.md` tells how a boot goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,10 @@ impl Boot {
                 if text.len() > HTTP_CONTROL_BODY_BYTES_MAX || !text.starts_with("#!ipxe") {
                     return Err(wrong("boot.script", "an iPXE script begins with #!ipxe and is small".to_owned()));
                 }
+                if let Some(blank) = unknown_blank(&text) {
+                    let what = format!("{}: {{{blank}}} is no blank that is filled", path.display());
+                    return Err(wrong("boot.script", what).hint(format!("there are {}", blanks())));
+                }
                 Some(text)
             }
         };
@@ -94,5 +98,12 @@ mod tests {
         assert_eq!(pool.settings(None).unwrap().unknown, Unknown::Pool("lab".to_owned()));
         let script = Boot { script: Some("/nonexistent/boot.ipxe".into()), ..Boot::default() };
         assert_eq!(script.settings(None).unwrap_err().object(), Some("boot.script"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let script = Boot { script: Some(file.path().to_owned()), ..Boot::default() };
+        std::fs::write(file.path(), "#!ipxe\nsanboot {disk_url} ${net0/mac}\n").unwrap();
+        assert!(script.settings(None).unwrap().script.is_some());
+        std::fs::write(file.path(), "#!ipxe\nsanboot {disk} ${net0/mac}\n").unwrap();
+        let error = script.settings(None).unwrap_err();
+        assert!(error.message().contains("{disk}") && error.what_to_do().unwrap().contains("{disk_url}"), "{error}");
     }
 }

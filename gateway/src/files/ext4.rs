@@ -7,8 +7,7 @@ use clonegate_core::{Error, Result};
 use ext4_view::{Ext4, Ext4Error, Ext4Read, File, FileType};
 
 use super::reader::Reader;
-use super::{FileRead, NameView, Thing};
-use clonegate_core::limits::FILE_NAMES_MAX;
+use super::{FileRead, NameView, Names, Thing};
 
 /// Block groups that a file system may claim: those of 64 TiB at the usual 128 MiB, and as many again. More would be
 /// allocated before any is read.
@@ -52,8 +51,8 @@ impl Ext {
             Err(error) => return Err(failed(error)),
         };
         if facts.is_dir() {
-            let mut names = Vec::new();
-            for entry in self.0.read_dir(path).map_err(failed)?.take(FILE_NAMES_MAX) {
+            let mut names = Names::default();
+            for entry in self.0.read_dir(path).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 let name = entry.file_name().display().to_string();
                 if name == "." || name == ".." {
@@ -65,7 +64,9 @@ impl Ext {
                     FileType::Symlink => ("link", None),
                     _ => ("other", None),
                 };
-                names.push(NameView { name, kind: kind.to_owned(), size });
+                if !names.add(NameView { name, kind: kind.to_owned(), size }) {
+                    break;
+                }
             }
             return Ok(Some(Thing::Directory(names)));
         }
@@ -113,6 +114,10 @@ fn failed(error: Ext4Error) -> Error {
             Ok(error) => super::read_failed(*error),
             Err(_) => super::damaged(),
         },
+        Ext4Error::TooManySymlinks => {
+            Error::not_found("no-such-file", "the symbolic links on this path lead in circles")
+        }
+        Ext4Error::Encrypted => Error::unsupported("file-encrypted", "the file is encrypted in its file system"),
         Ext4Error::Incompatible(_) => {
             Error::unsupported("file-system-unsupported", "the ext4 file system uses a feature that is not understood")
                 .because(error)

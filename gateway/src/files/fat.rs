@@ -8,7 +8,7 @@ use clonegate_core::limits::FILE_NAMES_MAX;
 use fatfs::{Dir, DirEntry, File, FileSystem, FsOptions};
 
 use super::reader::Reader;
-use super::{FileRead, NameView, Thing};
+use super::{FileRead, NameView, Names, Thing};
 
 /// An open file system.
 pub(super) struct Fat(FileSystem<Reader>);
@@ -47,17 +47,19 @@ impl Fat {
                 return Ok(None);
             }
         }
-        let mut views = Vec::new();
-        for entry in dir.iter().take(FILE_NAMES_MAX) {
+        let mut names = Names::default();
+        for entry in dir.iter() {
             let entry = entry.map_err(super::read_failed)?;
             let name = entry.file_name();
             if name != "." && name != ".." {
                 let kind = if entry.is_dir() { "directory" } else { "file" };
                 let size = entry.is_file().then(|| entry.len());
-                views.push(NameView { name, kind: kind.to_owned(), size });
+                if !names.add(NameView { name, kind: kind.to_owned(), size }) {
+                    break;
+                }
             }
         }
-        Ok(Some(Thing::Directory(views)))
+        Ok(Some(Thing::Directory(names)))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod ext4;
 mod fat;
+mod foreign;
 mod partitions;
 mod reader;
 
@@ -15,7 +16,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use clonegate_core::limits::{FILE_PATH_BYTES_MAX, FILE_READERS_MAX};
+use clonegate_core::limits::{FILE_NAMES_MAX, FILE_PATH_BYTES_MAX, FILE_READERS_MAX};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, Result};
 use futures::Stream;
@@ -85,7 +86,7 @@ pub struct PartitionView {
     pub start: u64,
     /// Size, bytes.
     pub size: u64,
-    /// `ext`, `fat`, or absent when it is neither.
+    /// `ext` or `fat`, whose files are read; the name of another that was recognised, as `xfs`, `ntfs` or `lvm`; or absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_system: Option<String>,
     /// Label of the file system.
@@ -105,11 +106,32 @@ pub struct NameView {
     pub size: Option<u64>,
 }
 
+/// The names in a directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Names {
+    /// At most [`FILE_NAMES_MAX`].
+    pub items: Vec<NameView>,
+    /// Whether there are more than are listed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+impl Names {
+    /// Adds a name; `false` when there is no room for it.
+    fn add(&mut self, name: NameView) -> bool {
+        self.more = self.items.len() >= FILE_NAMES_MAX;
+        if !self.more {
+            self.items.push(name);
+        }
+        !self.more
+    }
+}
+
 /// What lies at a path.
 #[derive(Debug)]
 pub enum Found {
-    /// Its names.
-    Directory(Vec<NameView>),
+    /// A directory.
+    Directory(Names),
     /// A regular file.
     File(OpenFile),
 }
@@ -148,11 +170,15 @@ pub async fn partitions(device: Arc<dyn Device>) -> Result<Vec<PartitionView>> {
         let mut views = Vec::new();
         for part in disk.partitions()? {
             let found = disk.file_system(part.range).ok().flatten();
+            let kind = match &found {
+                Some((system, _)) => Some(system.kind()),
+                None => disk.foreign(part.range),
+            };
             views.push(PartitionView {
                 number: part.number,
                 start: part.range.start(),
                 size: part.range.len(),
-                file_system: found.as_ref().map(|(system, _)| system.kind().to_owned()),
+                file_system: kind.map(str::to_owned),
                 label: found.as_ref().and_then(|(system, _)| system.label()),
             });
         }
@@ -185,7 +211,7 @@ pub async fn open(device: Arc<dyn Device>, place: Place, path: &str) -> Result<F
 
 /// What the reading thread tells of a path.
 enum Seen {
-    Directory(Vec<NameView>),
+    Directory(Names),
     File { size: u64, version: Version },
 }
 
@@ -229,6 +255,11 @@ impl Disk {
         Ok(None)
     }
 
+    /// What a partition holds that is not read here, if it is known.
+    fn foreign(&self, range: ByteRange) -> Option<&'static str> {
+        foreign::name(&mut self.reader(range, SEARCH_BYTES_MAX))
+    }
+
     fn serve(&self, place: &Place, path: &str, with: Conversation) {
         let version = self.device.version().0;
         let parts = match self.partitions() {
@@ -239,13 +270,17 @@ impl Disk {
             Place::Any => None,
             _ => Some(Error::not_found("no-such-partition", format!("the volume has no partition {place}"))),
         };
+        let mut unread = Vec::new();
         for part in parts {
             if matches!(place, Place::Number(number) if *number != part.number) {
                 continue;
             }
             let (system, budget) = match self.file_system(part.range) {
                 Ok(Some(found)) => found,
-                Ok(None) => continue,
+                Ok(None) => {
+                    unread.push((part.number, self.foreign(part.range)));
+                    continue;
+                }
                 Err(error) => {
                     failure = Some(error);
                     continue;
@@ -261,7 +296,10 @@ impl Disk {
                 Err(error) => failure = Some(error),
             }
         }
-        let error = failure.unwrap_or_else(|| Error::not_found("no-such-file", "no such file in the volume").on(path));
+        let error = match (place, unread.as_slice()) {
+            (Place::Number(_), [(number, holds)]) => not_read(*number, *holds),
+            _ => failure.unwrap_or_else(|| no_such_file(path, &unread)),
+        };
         drop(with.tell.send(Err(error)));
     }
 
@@ -300,7 +338,7 @@ enum FileSystem {
 
 /// What a file system has at a path.
 enum Thing<'a> {
-    Directory(Vec<NameView>),
+    Directory(Names),
     File(Box<dyn FileRead + 'a>),
 }
 
@@ -346,6 +384,27 @@ fn checked(path: &str) -> Result<String> {
             .hint("give an absolute path without .., like /boot/vmlinuz"));
     }
     Ok(format!("/{}", names.join("/")))
+}
+
+/// A partition that was asked for by its number and holds nothing that is read here.
+fn not_read(number: u32, holds: Option<&'static str>) -> Error {
+    let what =
+        holds.map_or("no file system that is known here".to_owned(), |name| format!("{name}, which is not read here"));
+    Error::unsupported("file-system-unsupported", format!("partition {number} has {what}"))
+        .hint("files are read out of ext2/3/4 and FAT: put what a boot loader needs on a partition of these, as /boot often is")
+}
+
+/// No file system that is read here has the path; `unread` are the partitions that may have it all the same.
+fn no_such_file(path: &str, unread: &[(u32, Option<&'static str>)]) -> Error {
+    let known: Vec<_> =
+        unread.iter().filter_map(|(number, holds)| holds.map(|name| format!("{number} ({name})"))).take(8).collect();
+    if known.is_empty() {
+        return Error::not_found("no-such-file", "no such file in the volume").on(path);
+    }
+    let known = known.join(", ");
+    Error::not_found("no-such-file", format!("no such file where files can be read; not read: partition {known}"))
+        .on(path)
+        .hint("files are read out of ext2/3/4 and FAT")
 }
 
 /// An error of the volume as it was, one of a file system as [`damaged`].

@@ -2,10 +2,15 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use clonegate_core::Error;
 use clonegate_core::http::range::{self, Selection};
 use clonegate_core::units::ByteRange;
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+
+use super::problem;
 
 /// What is known of a file before it is read.
 #[derive(Debug)]
@@ -21,12 +26,13 @@ pub(super) struct Download {
 impl Download {
     /// The answer; `body` is asked for the bytes that are sent, and not at all for HEAD.
     pub(super) fn answer(self, method: &Method, headers: &HeaderMap, body: impl FnOnce(ByteRange) -> Body) -> Response {
+        let head = method == Method::HEAD;
         let etag = HeaderValue::try_from(self.etag).unwrap_or(HeaderValue::from_static("\"\""));
         let given = |name| headers.get(name).map(HeaderValue::as_bytes);
         let whole = ByteRange::new(0, self.size);
-        let mut response = Response::new(Body::empty());
         let unchanged = given(IF_NONE_MATCH).is_some_and(|tags| tags == etag.as_bytes() || tags == b"*");
-        let wanted = given(RANGE).filter(|_| given(IF_RANGE).is_none_or(|tag| tag == etag.as_bytes()));
+        // Range is defined for GET alone (RFC 9110 §14.2).
+        let wanted = given(RANGE).filter(|_| !head && given(IF_RANGE).is_none_or(|tag| tag == etag.as_bytes()));
         // Several ranges may be answered with everything (RFC 9110 §14.2); no boot loader asks for them.
         let (status, part) = match wanted.filter(|_| self.size > 0).map(|header| range::select(header, self.size)) {
             _ if unchanged => (StatusCode::NOT_MODIFIED, None),
@@ -34,8 +40,17 @@ impl Download {
             Some(Selection::Refused(_)) => (StatusCode::RANGE_NOT_SATISFIABLE, None),
             _ => (StatusCode::OK, Some(whole)),
         };
+        let mut response = match status {
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                let what = format!("no range begins within the {} bytes of the file", self.size);
+                problem::respond(&Error::invalid("range-unsatisfiable", what)).map(Body::from)
+            }
+            _ => Response::new(Body::empty()),
+        };
         *response.status_mut() = status;
         let out = response.headers_mut();
+        // What is behind the name may change at any time: a cache on the way must ask.
+        out.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         out.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         out.insert(ETAG, etag);
         let said = match (status, part) {
@@ -51,7 +66,7 @@ impl Download {
         if let Some(part) = part {
             out.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
             out.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
-            if method != Method::HEAD {
+            if !head {
                 *response.body_mut() = body(part);
             }
         }
@@ -89,6 +104,7 @@ mod tests {
         check(Method::GET, &[], 200, Some("1000"));
         check(Method::HEAD, &[], 200, Some("1000"));
         check(Method::GET, &[(RANGE, "bytes=10-19")], 206, Some("10"));
+        check(Method::HEAD, &[(RANGE, "bytes=10-19")], 200, Some("1000"));
         check(Method::GET, &[(RANGE, "bytes=10-19"), (IF_RANGE, "\"other\"")], 200, Some("1000"));
         check(Method::GET, &[(RANGE, "bytes=2000-")], 416, None);
         check(Method::GET, &[(RANGE, "bytes=nonsense")], 200, Some("1000"));

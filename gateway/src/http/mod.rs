@@ -26,7 +26,7 @@ use crate::lifecycle::Gateway;
 use crate::metrics::Metrics;
 
 pub use auth::Tokens;
-pub use boot::{BootSettings, Unknown};
+pub use boot::{BootSettings, Unknown, blanks, unknown_blank};
 pub use server::HttpServer;
 pub use settings::{HttpSettings, Secure};
 

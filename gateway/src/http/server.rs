@@ -2,7 +2,7 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -323,9 +323,11 @@ async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, ward: Arc<
     // Without this an answer in two segments waits for the delayed acknowledgement of the first: 40 ms.
     let _ = stream.set_nodelay(true);
     let peer = stream.peer_addr().ok().map(|peer| peer.ip());
-    let Some(acceptor) = acceptor else { return talk(stream, peer, &admitted.watch, shared).await };
+    let Some(acceptor) = acceptor else {
+        return talk(stream, Requests { shared, watch: Arc::clone(&admitted.watch), peer, secure: false }).await;
+    };
     if let Some(stream) = greet(acceptor.accept(stream), &admitted.watch).await {
-        talk(stream, peer, &admitted.watch, shared).await;
+        talk(stream, Requests { shared, watch: Arc::clone(&admitted.watch), peer, secure: true }).await;
     }
 }
 
@@ -347,12 +349,12 @@ async fn greet<T>(handshake: impl Future<Output = io::Result<T>>, watch: &Watch)
 }
 
 /// Answers the requests of a connection.
-async fn talk<T>(stream: T, peer: Option<IpAddr>, watch: &Arc<Watch>, shared: Arc<Shared>)
+async fn talk<T>(stream: T, requests: Requests)
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(watch)));
-    let requests = Requests { shared, watch: Arc::clone(watch), peer };
+    let watch = Arc::clone(&requests.watch);
+    let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(&watch)));
     let mut builder = http1::Builder::new();
     // GRUB 2.06 looks for `Content-Length` in just these letters, and without it waits for more until it gives up.
     builder.title_case_headers(true);

@@ -49,6 +49,8 @@ pub(super) struct Requests {
     pub(super) shared: Arc<Shared>,
     pub(super) watch: Arc<Watch>,
     pub(super) peer: Option<IpAddr>,
+    /// Whether it is under TLS.
+    pub(super) secure: bool,
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -70,7 +72,8 @@ impl Service<Request<Incoming>> for Requests {
         match answer {
             Ok(response) => Answer::Now(Some(response.map(|body| body.watched(Arc::clone(&self.watch))))),
             Err(request) => {
-                Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), self.peer, request)))
+                let from = (self.peer, self.secure);
+                Answer::Later(Box::pin(later(Arc::clone(&self.shared), Arc::clone(&self.watch), from, request)))
             }
         }
     }
@@ -81,6 +84,10 @@ impl Requests {
     fn admit(&self, request: &mut Request<Incoming>) -> Result<(), Error> {
         if !host_is_right(request) {
             return Err(Error::invalid("bad-host", "an HTTP/1.1 request has exactly one Host"));
+        }
+        if !is_text(request.uri().path()) {
+            return Err(Error::invalid("bad-path", "the path is not UTF-8")
+                .hint("encode names as UTF-8, then by percent signs"));
         }
         if let Some(tokens) = &self.shared.tokens
             && let Some(caller) = tokens.admit(request)?
@@ -104,6 +111,11 @@ fn pin<B>(request: &mut Request<B>) {
     }
 }
 
+/// Handlers take the names in a path as text.
+fn is_text(path: &str) -> bool {
+    !path.contains('%') || percent_encoding::percent_decode_str(path).decode_utf8().is_ok()
+}
+
 /// RFC 9112 §3.2.
 fn host_is_right(request: &Request<Incoming>) -> bool {
     if request.version() != Version::HTTP_11 {
@@ -113,6 +125,10 @@ fn host_is_right(request: &Request<Incoming>) -> bool {
     hosts.next().is_some() && hosts.next().is_none()
 }
 
+/// Says to handlers that a request came under TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Encrypted;
+
 /// Where a request came from, for handlers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) IpAddr);
@@ -120,9 +136,12 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 async fn later(
     shared: Arc<Shared>,
     watch: Arc<Watch>,
-    peer: Option<IpAddr>,
+    (peer, secure): (Option<IpAddr>, bool),
     mut request: Request<Incoming>,
 ) -> Response<Body> {
+    if secure {
+        request.extensions_mut().insert(Encrypted);
+    }
     if let Some(peer) = peer {
         request.extensions_mut().insert(Peer(peer));
     }

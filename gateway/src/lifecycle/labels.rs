@@ -6,13 +6,14 @@ use clonegate_core::format::catalog::CloneEntry;
 use clonegate_core::limits::{LABEL_BYTES_MAX, LABELS_MAX};
 use clonegate_core::{Error, Result};
 
+use super::boot_labels;
 use super::gateway::Gateway;
 use super::views::{ChangeLabels, Labels, Touched, from_labels, to_labels};
 
 /// Refuses labels that are too many, too long, or no text of one line.
 ///
 /// # Errors
-/// `Invalid` with code `bad-label`.
+/// `Invalid` with code `bad-label`; those of [`boot_labels::check`].
 pub(super) fn check_labels(labels: &Labels) -> Result<()> {
     let wrong = |what: String| Error::invalid("bad-label", what).hint("write KEY=VALUE, on one line");
     if labels.len() > LABELS_MAX {
@@ -26,7 +27,7 @@ pub(super) fn check_labels(labels: &Labels) -> Result<()> {
             return Err(wrong("a label has no control characters".to_owned()).on(shown(key)));
         }
     }
-    Ok(())
+    boot_labels::check(labels)
 }
 
 fn shown(key: &str) -> String {
@@ -53,6 +54,16 @@ impl Gateway {
             labels.extend(change.set.clone());
             check_labels(&labels).map(|()| to_labels(&labels))
         };
+        let machines = boot_labels::machine_keys(&change.set);
+        if !machines.is_empty() {
+            for other in self.catalog.list::<CloneEntry>().await?.into_iter().filter(|other| other.name != clone.name) {
+                let theirs = boot_labels::machine_keys(&from_labels(&other.state.labels));
+                if let Some(key) = machines.iter().find(|key| theirs.contains(key)) {
+                    let first = clone.name.as_str().min(other.name.as_str());
+                    notes.push(format!("{} has {key} too: the machine boots {first}, the first by name", other.name));
+                }
+            }
+        }
         if dry_run {
             changed(&clone.state)?;
         } else {

@@ -3,6 +3,7 @@
 mod adoption;
 pub mod advisor;
 mod audit;
+pub mod boot_labels;
 mod capacity;
 mod clones;
 pub mod context;

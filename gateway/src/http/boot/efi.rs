@@ -33,18 +33,21 @@ pub(super) async fn file(
     method: Method,
     headers: http::HeaderMap,
 ) -> Result<Response, Refusal> {
-    let missing = || {
-        Error::not_found("no-such-file", "there is no such file under /efi/")
-            .on(name.clone())
-            .hint("put it into the directory that boot.efi names in the configuration")
+    let missing = |hint: &str| {
+        Error::not_found("no-such-file", "there is no such file under /efi/").on(name.clone()).hint(hint.to_owned())
     };
-    let dir = boot.0.settings.efi.as_deref().ok_or_else(missing)?;
-    let path = inside(dir, &name).ok_or_else(missing)?;
-    let file = File::open(&path).await.map_err(|_| missing())?;
-    let facts = file.metadata().await.map_err(|_| missing())?;
-    if !facts.is_file() {
-        return Err(Refusal(missing()));
+    let none = || missing("put it into the directory that boot.efi of the configuration names");
+    let dir = boot.0.settings.efi.as_deref();
+    let dir = dir.ok_or_else(|| missing("boot.efi of the configuration names no directory"))?;
+    let path = inside(dir, &name).ok_or_else(none)?;
+    // Looked at before it is opened: to open a pipe is to wait for its other end.
+    if !tokio::fs::metadata(&path).await.is_ok_and(|facts| facts.is_file()) {
+        return Err(Refusal(none()));
     }
+    let file = File::open(&path).await.map_err(|error| {
+        Error::unavailable("file-unreadable", "the file is there and cannot be read").on(name.clone()).because(error)
+    })?;
+    let facts = file.metadata().await.map_err(|_| none())?;
     let changed =
         facts.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
     let download = Download {

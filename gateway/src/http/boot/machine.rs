@@ -1,12 +1,10 @@
 //! What a machine says of itself when it boots, and which clone is its own.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use clonegate_core::limits::CREATE_COUNT_MAX;
-use clonegate_core::{Error, ErrorKind, Result};
+use clonegate_core::{ErrorKind, Result};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use utoipa::IntoParams;
@@ -14,57 +12,11 @@ use utoipa::IntoParams;
 use super::settings::Unknown;
 use crate::clock::Clock;
 use crate::lifecycle::Gateway;
+use crate::lifecycle::boot_labels::{MAC, Mac, SERIAL, UUID, machine_key as key};
 use crate::lifecycle::views::{CloneView, CreateClones, Labels, ListQuery};
-
-/// Labels by which a clone belongs to a machine.
-pub(super) const MAC: &str = "boot.mac";
-const UUID: &str = "boot.uuid";
-const SERIAL: &str = "boot.serial";
 
 /// How old the directory of machines may be, milliseconds: a storm of boots reads the catalog once.
 const DIRECTORY_AGE_MS: u64 = 1000;
-
-/// A network card's address: 52:54:00:12:34:56.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Mac([u8; 6]);
-
-impl FromStr for Mac {
-    type Err = Error;
-
-    /// Six bytes in hexadecimal, with `:`, `-`, `.` or nothing between.
-    fn from_str(text: &str) -> Result<Self> {
-        let digits: Vec<u8> = text.bytes().filter(|byte| !b":-.".contains(byte)).collect();
-        let mut bytes = [0; 6];
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|value| u8::try_from(value).ok());
-        let right = digits.len() == 12 && text.len() <= 17;
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            match (digit(pair[0]), digit(pair[1])) {
-                (Some(high), Some(low)) if right => *byte = high * 16 + low,
-                _ => return Err(bad_mac(text)),
-            }
-        }
-        if right { Ok(Self(bytes)) } else { Err(bad_mac(text)) }
-    }
-}
-
-fn bad_mac(text: &str) -> Error {
-    let shown: String = text.chars().take(32).collect();
-    Error::invalid("bad-mac", format!("{shown:?} is no MAC address")).hint("write it as 52-54-00-12-34-56")
-}
-
-impl Mac {
-    /// As in names: `525400123456`.
-    fn digits(self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
 
 /// What the chain entry is told: any of it may be missing or empty.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
@@ -91,6 +43,17 @@ impl Facts {
         self.mac.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose()
     }
 
+    /// What it said of itself, as labels of a clone that is to be its own.
+    pub(super) fn labels(&self) -> Vec<String> {
+        // It goes onto the screen of who said it, by a script in which some characters are commands.
+        let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || " ._:+/-".contains(c));
+        let told = [(MAC, &self.mac), (UUID, &self.uuid), (SERIAL, &self.serial)];
+        let told = told.into_iter().filter_map(|(label, text)| Some((label, text.as_deref()?.trim())));
+        told.filter(|(_, text)| !text.is_empty() && text.len() <= 64 && plain(text))
+            .map(|(label, text)| key(label, text))
+            .collect()
+    }
+
     /// Directory keys, the most particular first.
     fn keys(&self) -> Result<Vec<String>> {
         let mac = self.mac()?.map(|mac| key(MAC, &mac.to_string()));
@@ -99,14 +62,6 @@ impl Facts {
         };
         Ok([mac, given(UUID, &self.uuid), given(SERIAL, &self.serial)].into_iter().flatten().collect())
     }
-}
-
-fn key(label: &str, value: &str) -> String {
-    let value = match value.parse::<Mac>() {
-        Ok(mac) if label == MAC => mac.to_string(),
-        _ => value.trim().to_lowercase(),
-    };
-    format!("{label}={value}")
 }
 
 type Machines = HashMap<String, CloneView>;
@@ -205,18 +160,6 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mac_is_read_however_it_is_written() {
-        for text in ["52:54:00:12:34:Ab", "52-54-00-12-34-ab", "5254.0012.34ab", "5254001234ab"] {
-            assert_eq!(text.parse::<Mac>().unwrap().to_string(), "52:54:00:12:34:ab", "{text}");
-        }
-        for text in
-            ["", "52:54:00:12:34", "52:54:00:12:34:5g", "52:54:00:12:34:56:78", "é2:54:00:12:34:5", "-:-:-:-:-:-"]
-        {
-            assert_eq!(text.parse::<Mac>().unwrap_err().code(), "bad-mac", "{text}");
-        }
-    }
 
     #[test]
     fn a_machine_is_looked_up_by_mac_then_uuid_then_serial() {

@@ -11,21 +11,25 @@ mod settings;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::response::Response;
 use clonegate_core::{Error, ErrorKind, Result};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use http::request::Parts;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::control::answer::{Query, Refusal};
+use super::service::Encrypted;
 use crate::clock::Clock;
 use crate::exports::{ExportName, Exports};
 use crate::files::{self, Found, Place};
 use crate::lifecycle::Gateway;
+use crate::lifecycle::boot_labels::{self, INITRD, KERNEL};
 use crate::lifecycle::views::{CloneView, ListQuery};
 use machine::{Directory, Facts};
-use script::{Address, INITRD_LABEL, KERNEL_LABEL};
+use script::Address;
+pub use script::{blanks, unknown_blank};
 pub use settings::{BootSettings, Unknown};
 
 /// Clones in a menu.
@@ -46,11 +50,6 @@ impl Boot {
         Self(Arc::new(Inner { settings, directory: Directory::new(gateway, clock) }))
     }
 
-    fn address(&self, headers: &HeaderMap) -> Result<Address> {
-        let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Address::of_host(host, self.0.settings.nbd_port)
-    }
-
     async fn script_of_clone(&self, name: &str, address: &Address) -> Result<String> {
         let clone = self.0.directory.gateway().show_clone(name).await?;
         self.script_of(&clone, address).await
@@ -60,8 +59,8 @@ impl Boot {
     async fn script_of(&self, clone: &CloneView, address: &Address) -> Result<String> {
         let device = self.0.directory.gateway().open(ExportName::Clone(clone.id.parse()?)).await?;
         let (version, _) = device.version();
-        for label in [KERNEL_LABEL, INITRD_LABEL] {
-            let path = script::path(&clone.labels, label)?;
+        for label in [KERNEL, INITRD] {
+            let path = boot_labels::path(&clone.labels, label)?;
             if path.is_empty() {
                 continue;
             }
@@ -98,22 +97,41 @@ impl Boot {
                 }
                 script => script,
             },
-            Err(error) if error.kind() == ErrorKind::Invalid => Err(error),
+            Err(error) if error.code() == "bad-mac" => Err(error),
             Ok(None) if settings.unknown == Unknown::Menu => {
                 let query = ListQuery { limit: Some(MENU_MAX), cursor: None };
                 let page = directory.gateway().list_clones(query).await?;
-                Ok(script::menu(page.items.iter().map(|clone| clone.name.as_str()), address))
+                let names = page.items.iter().map(|clone| clone.name.as_str());
+                Ok(script::menu(names, page.next.is_some(), address))
             }
             Ok(None) => {
-                let mac = facts.mac()?.map_or_else(|| "unknown".to_owned(), |mac| mac.to_string());
-                let label = format!("Label a clone with {}={mac} to boot it here.", machine::MAC);
-                Ok(script::refuse(&["there is no clone for this machine.", &label]))
+                let labels = facts.labels();
+                let what = match labels.as_slice() {
+                    [] => "It says nothing of itself: no MAC address, no UUID, no serial number.".to_owned(),
+                    labels => format!("Label a clone with {} to boot it here.", labels.join(" or ")),
+                };
+                Ok(script::refuse(&["there is no clone for this machine.", &what]))
+            }
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                let away = format!("no clone can be had now: {}.", error.message());
+                Ok(script::later(&[&away, "Trying again in 20 seconds."], address))
             }
             Err(error) => {
                 let code = format!("({})", error.code());
                 Ok(script::refuse(&["no clone could be made for this machine:", error.message(), &code]))
             }
         }
+    }
+}
+
+/// Scripts name the gateway as it was called.
+impl FromRequestParts<Boot> for Address {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, boot: &Boot) -> Result<Self, Refusal> {
+        let host = parts.headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let secure = parts.extensions.get::<Encrypted>().is_some();
+        Ok(Self::of_host(host, secure, boot.0.settings.nbd_port)?)
     }
 }
 
@@ -144,8 +162,7 @@ fn ipxe(script: String) -> Response {
         (status = 400, body = super::problem::Problem),
     )
 )]
-async fn chain(State(boot): State<Boot>, headers: HeaderMap, Query(facts): Query<Facts>) -> Result<Response, Refusal> {
-    let address = boot.address(&headers)?;
+async fn chain(State(boot): State<Boot>, address: Address, Query(facts): Query<Facts>) -> Result<Response, Refusal> {
     if facts.are_missing() {
         return Ok(ipxe(script::ask_again(&address)));
     }
@@ -160,8 +177,7 @@ async fn chain(State(boot): State<Boot>, headers: HeaderMap, Query(facts): Query
         (status = 404, body = super::problem::Problem),
     )
 )]
-async fn by_clone(State(boot): State<Boot>, headers: HeaderMap, Path(file): Path<String>) -> Result<Response, Refusal> {
-    let address = boot.address(&headers)?;
+async fn by_clone(State(boot): State<Boot>, address: Address, Path(file): Path<String>) -> Result<Response, Refusal> {
     Ok(ipxe(boot.script_of_clone(stem(&file)?, &address).await?))
 }
 
@@ -173,8 +189,7 @@ async fn by_clone(State(boot): State<Boot>, headers: HeaderMap, Path(file): Path
         (status = 400, body = super::problem::Problem),
     )
 )]
-async fn by_mac(State(boot): State<Boot>, headers: HeaderMap, Path(file): Path<String>) -> Result<Response, Refusal> {
-    let address = boot.address(&headers)?;
+async fn by_mac(State(boot): State<Boot>, address: Address, Path(file): Path<String>) -> Result<Response, Refusal> {
     let facts = Facts { mac: Some(stem(&file)?.to_owned()), ..Facts::default() };
     if facts.mac()?.is_none() {
         return Err(Refusal(Error::invalid("bad-mac", "there is no MAC address")));

@@ -15,7 +15,7 @@ use super::Control;
 use super::answer::{Answer, Query, Refusal};
 use crate::device::Device;
 use crate::exports::{CloneRef, ExportName};
-use crate::files::{self, Found, NameView, PartitionView, Place};
+use crate::files::{self, Found, Names, PartitionView, Place};
 use crate::http::download::{Download, content_type};
 
 /// The partitions of a volume.
@@ -23,13 +23,6 @@ use crate::http::download::{Download, content_type};
 pub(super) struct Partitions {
     /// By number.
     items: Vec<PartitionView>,
-}
-
-/// A directory.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Directory {
-    /// What is in it, at most 10,000 names.
-    items: Vec<NameView>,
 }
 
 async fn device(control: &Control, clone: &str) -> Result<Arc<dyn Device>> {
@@ -78,10 +71,44 @@ pub(super) async fn file(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    look(&control, &clone, &partition, &path, query, (&method, &headers)).await
+}
+
+/// The names at the root of a file system in a clone's volume: ext2/3/4 and FAT.
+#[utoipa::path(
+    get, path = "/v1/clones/{clone}/files/{partition}", tag = "clones",
+    params(
+        ("clone" = String, Path, description = "Name or id"),
+        ("partition" = String, Path, description = "Number, file-system label, or - for the first file system"),
+        Pinned,
+    ),
+    responses(
+        (status = 200, body = Names),
+        (status = 404, body = crate::http::problem::Problem),
+    )
+)]
+pub(super) async fn root(
+    State(control): State<Control>,
+    Path((clone, partition)): Path<(String, String)>,
+    Query(query): Query<Pinned>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    look(&control, &clone, &partition, "/", query, (&method, &headers)).await
+}
+
+async fn look(
+    control: &Control,
+    clone: &str,
+    partition: &str,
+    path: &str,
+    query: Pinned,
+    (method, headers): (&Method, &HeaderMap),
+) -> Result<Response, Refusal> {
     let place: Place = partition.parse()?;
-    let device = device(&control, &clone).await?;
-    match files::open(device, place, &path).await? {
-        Found::Directory(items) => Ok(Json(Directory { items }).into_response()),
+    let device = device(control, clone).await?;
+    match files::open(device, place, path).await? {
+        Found::Directory(names) => Ok(Json(names).into_response()),
         Found::File(file) => {
             let version = file.version.to_string();
             if query.version.is_some_and(|pinned| pinned != version) {
@@ -92,9 +119,9 @@ pub(super) async fn file(
             let download = Download {
                 size: file.size,
                 etag: format!("\"{version}-{:x}\"", file.size),
-                content_type: content_type(&path),
+                content_type: content_type(path),
             };
-            Ok(download.answer(&method, &headers, |range| Body::from_stream(file.stream(range))))
+            Ok(download.answer(method, headers, |range| Body::from_stream(file.stream(range))))
         }
     }
 }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::routing::get;
 use clonegate_core::Error;
 use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
 use clonegate_policy_host::PolicyHost;
@@ -86,7 +87,11 @@ fn system() -> OpenApiRouter<Control> {
         .routes(routes!(extents::template_extents))
         .routes(routes!(extents::base_extents))
         .routes(routes!(files::partitions))
+        .routes(routes!(files::root))
         .routes(routes!(files::file))
+        // Whoever explores by hand ends the names of directories so.
+        .route("/v1/clones/{clone}/files/", get(files::partitions))
+        .route("/v1/clones/{clone}/files/{partition}/", get(files::root))
         .routes(routes!(console::console))
         .routes(routes!(console::script))
         .routes(routes!(console::style))
