@@ -14,7 +14,7 @@ pub type Segments = SmallVec<[Bytes; 4]>;
 /// Names one state of a device's bytes. Equal versions mean equal bytes; it changes with every accepted change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Version {
-    /// Distinguishes lives of the device: for a clone the epoch (or the base when it has none), for a base its id.
+    /// Distinguishes lives of the device: for a clone its record and epoch (or the base while it is unchanged), for a base its id.
     pub life: u64,
     /// Counts changes within that life.
     pub change: u64,

@@ -126,6 +126,7 @@ impl<K: IdKind> FromStr for Id<K> {
                 "bad-id",
                 format!("{text:?} is not an id of the form {}_ and {DIGITS} characters", K::PREFIX),
             )
+            .hint("copy it from the list")
         };
         let digits = text.strip_prefix(K::PREFIX).and_then(|rest| rest.strip_prefix('_')).ok_or_else(wrong)?;
         if digits.len() != DIGITS {

@@ -100,7 +100,8 @@ impl ByteRange {
         Err(Error::invalid(
             "beyond-end",
             format!("bytes {}..{} pass the end of the volume at {size}", self.start, self.end),
-        ))
+        )
+        .hint("nothing was read or written: stay below its size"))
     }
 }
 

@@ -53,6 +53,10 @@ impl Trace {
         }
     }
 
+    pub(super) fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes
+    }
+
     pub(super) fn chunks_of(&self, range: ByteRange) -> std::ops::Range<u64> {
         if range.is_empty() {
             return 0..0;
@@ -172,7 +176,7 @@ impl Base {
         Ok(fetched)
     }
 
-    async fn load_boot_set(&self) -> Result<Vec<ChunkIndex>> {
+    pub(super) async fn load_boot_set(&self) -> Result<Vec<ChunkIndex>> {
         let last = self.size().div_ceil(self.trace.chunk_bytes);
         // The newest may be damaged or just being replaced: an older one does as well.
         for number in self.boot_sets().await?.into_iter().rev() {

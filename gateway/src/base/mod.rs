@@ -14,6 +14,7 @@ pub(crate) mod making;
 pub(crate) mod packed;
 mod raw;
 pub mod verify;
+mod warming;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ use tokio::runtime::Handle;
 pub use device::BaseDevice;
 pub use forget::{Forgotten, forget};
 pub use raw::{NoRawSources, RawImage, RawSources, inspect};
+pub use warming::Piece;
 
 use crate::device::{Extent, Segments, Source};
 use crate::icache::ICache;

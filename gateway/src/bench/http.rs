@@ -32,7 +32,7 @@ pub struct HttpLoad {
 /// Most connections of one load.
 pub const CONNECTIONS_MAX: usize = 10_000;
 /// Longest wait for one answer; then it is an error.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest header of an answer, bytes.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 
@@ -72,11 +72,17 @@ struct Tally {
 /// # Errors
 /// `Invalid` for a URL that is not `http` or an object smaller than a block; `Unavailable` when the server does not answer.
 pub async fn run(load: HttpLoad, clock: &Clock) -> Result<HttpReport> {
-    if load.url.scheme() != "http" || !(1..=CONNECTIONS_MAX).contains(&load.connections) || load.block == 0 {
-        return Err(Error::invalid("bad-load", "a load takes an http URL, 1 to 10,000 connections and a block size")
+    if !(1..=CONNECTIONS_MAX).contains(&load.connections) || load.block == 0 {
+        return Err(Error::invalid("bad-load", "a load takes 1 to 10,000 connections and a block size")
             .on(load.url.to_string()));
     }
-    let target = Target::find(&load).await?;
+    let target = Target::find(&load.url).await?;
+    let blocks = target.size / load.block;
+    if blocks == 0 {
+        let what = format!("it has {} bytes, less than one block of {}", target.size, load.block);
+        return Err(Error::invalid("bad-object", what).on(load.url.to_string()).hint("take a smaller --block"));
+    }
+    let block = load.block;
     let threads = load.threads.clamp(1, load.connections);
     let until = clock.instant() + load.duration;
     let started = clock.instant();
@@ -84,7 +90,7 @@ pub async fn run(load: HttpLoad, clock: &Clock) -> Result<HttpReport> {
         .map(|thread| {
             let own = load.connections / threads + usize::from(thread < load.connections % threads);
             let (target, clock) = (target.clone(), clock.clone());
-            tokio::task::spawn_blocking(move || worker(own, &target, until, &clock))
+            tokio::task::spawn_blocking(move || worker(own, &target, (block, blocks), until, &clock))
         })
         .collect();
     let mut total = Tally::default();
@@ -115,28 +121,31 @@ pub async fn run(load: HttpLoad, clock: &Clock) -> Result<HttpReport> {
     })
 }
 
+/// What is asked of which server.
 #[derive(Debug, Clone)]
-struct Target {
+pub(super) struct Target {
     address: String,
-    host: String,
-    path: String,
-    block: u64,
-    blocks: u64,
+    pub(super) host: String,
+    pub(super) path: String,
+    pub(super) size: u64,
 }
 
 impl Target {
-    async fn find(load: &HttpLoad) -> Result<Self> {
-        let host = load.url.host_str().unwrap_or_default();
-        let port = load.url.port_or_known_default().unwrap_or(80);
+    /// Asks how large the object is.
+    pub(super) async fn find(url: &Url) -> Result<Self> {
+        if url.scheme() != "http" {
+            return Err(Error::invalid("bad-load", "a load takes an http URL").on(url.to_string()));
+        }
+        let host = url.host_str().unwrap_or_default();
+        let port = url.port_or_known_default().unwrap_or(80);
         let mut target = Self {
             address: format!("{host}:{port}"),
             host: format!("{host}:{port}"),
-            path: load.url[url::Position::BeforePath..url::Position::AfterQuery].to_owned(),
-            block: load.block,
-            blocks: 0,
+            path: url[url::Position::BeforePath..url::Position::AfterQuery].to_owned(),
+            size: 0,
         };
         let unreachable = |error: io::Error| {
-            Error::unavailable("no-server", "the server does not answer").on(load.url.to_string()).because(error)
+            Error::unavailable("no-server", "the server does not answer").on(url.to_string()).because(error)
         };
         let mut line = Line::open(&target).await.map_err(unreachable)?;
         line.stream
@@ -144,23 +153,23 @@ impl Target {
             .await
             .map_err(unreachable)?;
         let (status, size) = line.head().await.map_err(unreachable)?;
-        if status != 200 || size < load.block {
-            let sentence = format!("HEAD gives {status} and {size} bytes, which is no object of at least a block");
-            return Err(Error::invalid("bad-object", sentence).on(load.url.to_string()));
+        if status != 200 || size == 0 {
+            let what = format!("HEAD gives {status} and {size} bytes: there is nothing to read");
+            return Err(Error::invalid("bad-object", what).on(url.to_string()).hint("is the path right?"));
         }
-        target.blocks = size / load.block;
+        target.size = size;
         Ok(target)
     }
 }
 
-fn worker(connections: usize, target: &Target, until: Instant, clock: &Clock) -> Result<Tally> {
+fn worker(connections: usize, target: &Target, blocks: (u64, u64), until: Instant, clock: &Clock) -> Result<Tally> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| Error::internal("no-runtime", "a load thread cannot start").because(error))?;
     runtime.block_on(async {
         let mut tasks = JoinSet::new();
         for _ in 0..connections {
-            tasks.spawn(connection(target.clone(), until, clock.clone(), clock.random_u64()));
+            tasks.spawn(connection(target.clone(), blocks, until, clock.clone(), clock.random_u64()));
         }
         let mut total = Tally::default();
         while let Some(tally) = tasks.join_next().await {
@@ -172,7 +181,7 @@ fn worker(connections: usize, target: &Target, until: Instant, clock: &Clock) ->
     })
 }
 
-async fn connection(target: Target, until: Instant, clock: Clock, seed: u64) -> Tally {
+async fn connection(target: Target, (block, blocks): (u64, u64), until: Instant, clock: Clock, seed: u64) -> Tally {
     let mut tally = Tally::default();
     let mut random = seed | 1;
     let mut line = None;
@@ -191,9 +200,9 @@ async fn connection(target: Target, until: Instant, clock: Clock, seed: u64) -> 
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let first = random % target.blocks * target.block;
+        let first = random % blocks * block;
         request.clear();
-        let last = first + target.block - 1;
+        let last = first + block - 1;
         // Writing to a String does not fail.
         let _ = std::fmt::Write::write_fmt(
             &mut request,
@@ -203,7 +212,7 @@ async fn connection(target: Target, until: Instant, clock: Clock, seed: u64) -> 
             ),
         );
         let asked = clock.instant();
-        match timeout(ANSWER_TIMEOUT, open.ask(request.as_bytes(), target.block)).await {
+        match timeout(ANSWER_TIMEOUT, open.ask(request.as_bytes(), block)).await {
             Ok(Ok(())) => {
                 tally.latencies.record(clock.instant() - asked);
                 line = Some(open);
@@ -215,21 +224,21 @@ async fn connection(target: Target, until: Instant, clock: Clock, seed: u64) -> 
 }
 
 /// One keep-alive connection.
-struct Line {
+pub(super) struct Line {
     stream: TcpStream,
     buffer: Vec<u8>,
     filled: usize,
 }
 
 impl Line {
-    async fn open(target: &Target) -> io::Result<Self> {
+    pub(super) async fn open(target: &Target) -> io::Result<Self> {
         let stream = timeout(ANSWER_TIMEOUT, TcpStream::connect(&target.address)).await??;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: vec![0; 256 * 1024], filled: 0 })
     }
 
     /// Sends a request and takes in a 206 with a body of `length` bytes.
-    async fn ask(&mut self, request: &[u8], length: u64) -> io::Result<()> {
+    pub(super) async fn ask(&mut self, request: &[u8], length: u64) -> io::Result<()> {
         self.stream.write_all(request).await?;
         let (status, size) = self.head().await?;
         if status != 206 || size != length {

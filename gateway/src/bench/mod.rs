@@ -2,5 +2,6 @@
 
 mod histogram;
 pub mod http;
+pub mod storm;
 
 pub use histogram::Histogram;

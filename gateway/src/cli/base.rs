@@ -18,6 +18,16 @@ pub(super) enum Verb {
         /// Its id
         id: String,
     },
+    /// Fetch a base into the gateway's iCache before machines ask
+    #[command(
+        after_help = "Examples:\n  clonegate base warm b_0123456789abcdefghjkmnpqrs\n  clonegate base warm b_0123456789abcdefghjkmnpqrs --whole --dry-run"
+    )]
+    Warm {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        how: super::cache::How,
+    },
     /// Let a base take no more clones; it goes when its last clone goes
     #[command(after_help = "Example:\n  clonegate base retire b_0123456789abcdefghjkmnpqrs --dry-run")]
     Retire {
@@ -57,6 +67,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
                 ]);
             }
         }
+        Verb::Warm { id, how } => return super::cache::warm(Vec::new(), vec![id], how, session).await,
         Verb::Retire { id, dry_run } => {
             let path = format!("bases/{}/retire", session.segment(&id));
             let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;

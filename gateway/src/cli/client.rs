@@ -218,9 +218,10 @@ impl Client {
     pub(super) async fn patch<T: DeserializeOwned>(
         &self,
         path: &str,
+        query: &[(&str, String)],
         body: &impl Serialize,
     ) -> std::result::Result<T, Failure> {
-        self.call(reqwest::Method::PATCH, path, &[], Body::json(body)?).await
+        self.call(reqwest::Method::PATCH, path, query, Body::json(body)?).await
     }
 
     pub(super) async fn put<T: DeserializeOwned>(

@@ -38,13 +38,19 @@ pub(super) fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             let loaded = config::load(config.as_deref())?;
             running::check_files(&loaded)?;
             let empty = policies(&loaded)?;
+            let ignored = running::ignored_variables();
             let stores = loaded.datastore.len();
             match session.form {
                 Form::Json => {
-                    output::json(&serde_json::json!({ "ok": true, "datastores": stores, "not_asked": empty }))
+                    let told =
+                        serde_json::json!({ "ok": true, "datastores": stores, "not_asked": empty, "ignored": ignored });
+                    output::json(&told);
                 }
                 Form::Table => {
                     output::line(&format!("the configuration is right: {stores} datastores"));
+                    for variable in &ignored {
+                        output::line(&format!("ignored, as no key has this name: {variable}"));
+                    }
                     empty.iter().for_each(|place| output::line(&format!("not asked until it is installed: {place}")));
                 }
             }

@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::full_clone;
 use super::jobs::Detach;
 use super::output::{self, Form};
-use super::{DryRun, Session, labels, touched};
+use super::{DryRun, Session, labels, touched, would};
 use crate::lifecycle::views::{AddDatastore, DatastoreView, Touched};
 
 #[derive(Debug, Subcommand)]
@@ -47,6 +47,8 @@ pub(super) enum Verb {
         name: String,
         /// on or off
         state: OnOff,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Move clones that are switched off to another datastore
     #[command(after_help = "Example:\n  clonegate datastore rebalance fast --to big --clones 20 --dry-run")]
@@ -107,6 +109,8 @@ pub(super) struct Add {
     /// KEY=VALUE for policies; may be given again
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    #[command(flatten)]
+    dry_run: DryRun,
 }
 
 pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
@@ -127,8 +131,12 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
                 overcommit_percent: add.overcommit_percent,
                 labels: labels(&add.labels)?,
             };
-            let added: DatastoreView = client.post("datastores", &[], &request).await?;
-            show(&added, session);
+            if add.dry_run.dry_run {
+                let would: Touched = client.post("datastores", &add.dry_run.query(), &request).await?;
+                touched("added", &would, session);
+            } else {
+                show(&client.post("datastores", &[], &request).await?, session);
+            }
         }
         Verb::List => {
             let all: Vec<DatastoreView> = client.list("datastores").await?;
@@ -153,9 +161,11 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             let path = format!("{}/rebalance", path(&name));
             return full_clone::start(&path, body, "rebalanced", dry_run, detach, session).await;
         }
-        Verb::Maintenance { name, state } => {
+        Verb::Maintenance { name, state, dry_run } => {
             let body = serde_json::json!({ "on": matches!(state, OnOff::On) });
-            show(&client.post(&format!("{}/maintenance", path(&name)), &[], &body).await?, session);
+            let changed = client.post(&format!("{}/maintenance", path(&name)), &dry_run.query(), &body).await?;
+            would(dry_run, session);
+            show(&changed, session);
         }
     }
     Ok(())

@@ -18,8 +18,8 @@ use crate::store::{Store, StoreConfig};
 const OPEN_FILES_FEW: u64 = 16 * 1024;
 /// A journal that takes longer to sync makes every flush slow, milliseconds.
 const SYNC_SLOW_MS: u128 = 50;
-/// Less free space than this in the journal's file system is a trouble, bytes.
-const JOURNAL_FREE_FEW: u64 = 1 << 30;
+/// Less free space than this in the file system of the journal or a store is a trouble, bytes.
+const FREE_FEW: u64 = 1 << 30;
 /// A store's clock that is further off makes signed requests fail soon, seconds.
 const CLOCK_OFF_S: i64 = 30;
 
@@ -42,7 +42,11 @@ struct Checked {
 pub(super) async fn run(doctor: Doctor, session: &Session) -> std::result::Result<(), Failure> {
     let config = config::load(doctor.config.as_deref())?;
     let clock = Clock::system();
-    let mut all = vec![open_files()];
+    let used = match &doctor.config {
+        Some(file) => file.display().to_string(),
+        None => "the defaults; --config FILE looks at another".to_owned(),
+    };
+    let mut all = vec![checked("configuration", ignored().map(|()| used)), open_files()];
     all.push(checked("journal", journal(&config.journal.path, &clock)));
     let identity = running::identity(&config.journal.path, &clock);
     match identity {
@@ -76,6 +80,15 @@ fn checked(what: impl Into<String>, result: Result<String>) -> Checked {
     Checked { what: what.into(), ok, found }
 }
 
+/// Fails when variables look as if they were to configure something and do not.
+fn ignored() -> Result<()> {
+    match running::ignored_variables().as_slice() {
+        [] => Ok(()),
+        ignored => Err(Error::invalid("unknown-key", format!("no key has these names: {}", ignored.join(", ")))
+            .hint("they are ignored: mend their names or unset them")),
+    }
+}
+
 fn open_files() -> Checked {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
@@ -105,7 +118,7 @@ fn journal(path: &Path, clock: &Clock) -> Result<String> {
     let took = begun.elapsed().as_millis();
     let stat = rustix::fs::statvfs(path).map_err(|e| failed(e.into()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free < JOURNAL_FREE_FEW {
+    if free < FREE_FEW {
         return Err(Error::exhausted("journal-full", format!("{} free", output::size(free)))
             .on(path.display().to_string())
             .hint("make room, or move it: journal.path"));
@@ -130,12 +143,27 @@ async fn probe(settings: &StoreConfig, gateway: clonegate_core::ids::GatewayId, 
         .hint("set the clocks: signed requests fail soon"));
     }
     Ok(format!(
-        "{}: put-if-absent holds{}, create {:.1} ms, read {:.1} ms",
+        "{}: put-if-absent holds{}, create {:.1} ms, read {:.1} ms{}",
         store.label(),
         if admission.put_if_absent { "" } else { " within this gateway alone (exclusive)" },
         admission.create.as_secs_f64() * 1e3,
-        admission.read.as_secs_f64() * 1e3
+        admission.read.as_secs_f64() * 1e3,
+        room(&store)?
     ))
+}
+
+/// The free space of a directory; of another store nobody knows.
+fn room(store: &Store) -> Result<String> {
+    let Some(stat) = store.directory().and_then(|directory| rustix::fs::statvfs(directory).ok()) else {
+        return Ok(String::new());
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < FREE_FEW {
+        return Err(Error::exhausted("store-full", format!("{} free", output::size(free)))
+            .on(store.label().to_owned())
+            .hint("make room on the disk that holds it"));
+    }
+    Ok(format!(", {} free", output::size(free)))
 }
 
 fn policies(config: &Config, clock: &Clock) -> Result<String> {

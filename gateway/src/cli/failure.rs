@@ -1,7 +1,11 @@
 //! How a command fails: one clear line and an exit code, whether the failure is ours or came over REST.
 
+use std::process::ExitCode;
+
 use clonegate_core::{Error, ErrorKind};
 use serde::Deserialize;
+
+use super::output::Form;
 
 /// A failed command.
 #[derive(Debug)]
@@ -12,6 +16,20 @@ pub struct Failure {
     pub code: String,
     /// What happened, to what, and what to do.
     pub text: String,
+}
+
+impl Failure {
+    /// Tells it on standard error: one line for people, or one object for programs. Gives the exit code.
+    pub fn told_to(&self, form: Form) -> ExitCode {
+        match form {
+            Form::Table => eprintln!("clonegate: {}", self.text),
+            Form::Json => {
+                let told = serde_json::json!({ "code": self.code, "message": self.text, "exit": self.exit });
+                eprintln!("{told}");
+            }
+        }
+        ExitCode::from(self.exit)
+    }
 }
 
 impl From<Error> for Failure {

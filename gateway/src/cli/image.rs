@@ -34,6 +34,12 @@ impl Format {
         match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("raw" | "img" | "iso" | "bin" | "dd") => Ok(Self::Raw),
             Some("qcow2" | "qcow") => Ok(Self::Qcow2),
+            Some(foreign @ ("vmdk" | "vdi" | "vhd" | "vhdx" | "vpc" | "qed" | "ova")) => {
+                let error = Error::invalid("format-not-stated", format!("{foreign} images are not read"));
+                Err(error
+                    .on(path.display().to_string())
+                    .hint("convert it: qemu-img convert -O qcow2 IMAGE IMAGE.qcow2"))
+            }
             _ => Err(Error::invalid("format-not-stated", "the name does not tell the format of the image")
                 .on(path.display().to_string())
                 .hint("say --format raw or --format qcow2")),

@@ -169,6 +169,11 @@ impl Cli {
         self.global.log.as_deref()
     }
 
+    /// How failures are told.
+    pub fn form(&self) -> Form {
+        self.global.output
+    }
+
     /// What the configuration says of log lines, when this is to be a gateway.
     fn configured_log(&self) -> Option<Result<Log>> {
         match &self.noun {
@@ -206,6 +211,13 @@ impl Cli {
             Noun::Bench(verb) => bench::run(verb, &session).await,
             Noun::BootTest(test) => boot_test::run(test, &session).await,
         }
+    }
+}
+
+/// Says that what is printed next is what would be, when nothing was done.
+fn would(dry_run: DryRun, session: &Session) {
+    if dry_run.dry_run && session.form == Form::Table {
+        output::line("nothing is changed; it would be:");
     }
 }
 

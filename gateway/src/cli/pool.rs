@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::clone::{Durability, Lifetime, Rules};
 use super::failure::Failure;
 use super::output::{self, Form};
-use super::{DryRun, Session, labels, touched};
+use super::{DryRun, Session, labels, touched, would};
 use crate::lifecycle::views::{Allocated, AssignmentView, ChangePool, CreatePool, PoolView, Touched};
 
 #[derive(Debug, Subcommand)]
@@ -58,6 +58,8 @@ pub(super) enum Verb {
         pool: String,
         /// The user
         user: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Take a clone back from its user; what was written on it goes
     #[command(after_help = "Example:\n  clonegate pool release lab alice")]
@@ -157,9 +159,8 @@ pub(super) struct Update {
     /// Only note it; each moves when its machine is next switched on
     #[arg(long, requires = "clones")]
     at_next_power_on: bool,
-    /// With --clones: say what it would touch and do nothing
-    #[arg(long, requires = "clones")]
-    dry_run: bool,
+    #[command(flatten)]
+    dry_run: DryRun,
 }
 
 pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
@@ -208,9 +209,10 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             let done: Touched = client.delete(&path(&name), &query).await?;
             touched("deleted", &done, session);
         }
-        Verb::Allocate { pool, user } => {
+        Verb::Allocate { pool, user, dry_run } => {
             let body = serde_json::json!({ "user": user });
-            let got: Allocated = client.post(&format!("{}/allocate", path(&pool)), &[], &body).await?;
+            let got: Allocated = client.post(&format!("{}/allocate", path(&pool)), &dry_run.query(), &body).await?;
+            would(dry_run, session);
             match session.form {
                 Form::Json => output::json(&got),
                 Form::Table => output::line(&got.clone),
@@ -235,11 +237,12 @@ async fn update(update: Update, session: &Session) -> Result<(), Failure> {
         reset: (!update.rules.is_none()).then(|| update.rules.view()),
         maintenance: update.maintenance.map(|switch| matches!(switch, Switch::On)),
     };
+    let pool: PoolView = client.patch(&path, &update.dry_run.query(), &change).await?;
     if !update.clones {
-        show(&client.patch(&path, &change).await?, session);
+        would(update.dry_run, session);
+        show(&pool, session);
         return Ok(());
     }
-    let pool: PoolView = if update.dry_run { client.get(&path).await? } else { client.patch(&path, &change).await? };
     let version = update.to.or(pool.version).map(|version| format!(":{version}")).unwrap_or_default();
     super::update::start(
         super::update::Update::of_pool(

@@ -1,5 +1,6 @@
 //! The process: arguments, log, runtime, exit code.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -7,7 +8,7 @@ use clonegate_core::{Error, Result};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::Cli;
+use super::{Cli, Failure};
 use crate::config::{Log, LogFormat};
 
 /// Runs the command line of this process.
@@ -17,9 +18,9 @@ pub fn main() -> ExitCode {
         return clonegate_policy_host::compile_child_main();
     }
     let cli = Cli::parse();
+    let form = cli.form();
     if let Err(error) = start_log(&cli) {
-        eprintln!("clonegate: {error}");
-        return ExitCode::from(error.kind().exit_code());
+        return Failure::from(error).told_to(form);
     }
     crate::store::tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -31,10 +32,7 @@ pub fn main() -> ExitCode {
     };
     match runtime.block_on(cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("clonegate: {}", failure.text);
-            ExitCode::from(failure.exit)
-        }
+        Err(failure) => failure.told_to(form),
     }
 }
 
@@ -56,7 +54,9 @@ fn start_log(cli: &Cli) -> Result<()> {
         return Err(wrong("it is no level of log lines".to_owned()));
     }
     let filter = EnvFilter::try_new(&level).map_err(|error| wrong(error.to_string()))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours belong on a terminal, not in a file or a journal.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -12,7 +12,7 @@ use clonegate_policy_host::{Chains, Compiler, HostSettings, LinkStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config, Limits};
 use crate::delta::DeltaSettings;
 use crate::exports::Exports;
 use crate::http::{self, BootSettings, HttpServer, HttpSettings, Secure, Tokens};
@@ -42,6 +42,7 @@ pub(super) struct Prepared {
     tls: Option<Tls>,
     boot: BootSettings,
     tokens: Option<Arc<Tokens>>,
+    limits: Limits,
 }
 
 /// A gateway that serves.
@@ -54,6 +55,12 @@ pub(super) struct Running {
 /// Starts everything but the sockets. That their addresses are free is checked first, so that nothing is done in vain.
 pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
     raise_file_limit();
+    if let ignored @ [_, ..] = ignored_variables().as_slice() {
+        tracing::warn!(
+            variables = ignored.join(", "),
+            "no keys of the configuration have these names: they are ignored"
+        );
+    }
     let nbd_port = |at: SocketAddr| Some(at.port()).filter(|port| *port != 0);
     let http = address("listen.http", &config.listen.http)?;
     let https = secure(config)?;
@@ -82,7 +89,13 @@ pub(super) async fn prepare(config: &Config) -> Result<Prepared> {
         tls: config.tls.clone(),
         boot,
         tokens,
+        limits: config.limits.clone(),
     })
+}
+
+/// Variables of the environment that look as if they were to configure something and do not.
+pub(super) fn ignored_variables() -> Vec<String> {
+    config::ignored_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))
 }
 
 /// Reads the files that a configuration names, as a start does.
@@ -116,8 +129,7 @@ impl Prepared {
         let nbd = if self.nbd.is_none() && self.nbd_unix.is_none() {
             None
         } else {
-            let settings =
-                NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..NbdSettings::default() };
+            let settings = NbdSettings { listen: self.nbd, unix: self.nbd_unix, tls: self.tls, ..self.limits.nbd() };
             let server = nbd::serve(settings, Arc::clone(&exports)).await?;
             show_nbd(&metrics, &server.stats());
             Some(server)
@@ -125,7 +137,7 @@ impl Prepared {
         let policies = Some(Arc::clone(self.policies.host()));
         let (boot, tokens) = (self.boot, self.tokens);
         let secure = self.https;
-        let settings = HttpSettings { listen: self.http, secure, policies, boot, tokens, ..HttpSettings::default() };
+        let settings = HttpSettings { listen: self.http, secure, policies, boot, tokens, ..self.limits.http() };
         if settings.tokens.is_none() && !self.http.ip().is_loopback() {
             tracing::warn!(address = %self.http, "whoever reaches this address may change and delete everything: `auth.tokens` of the configuration asks for tokens");
         }

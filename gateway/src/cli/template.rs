@@ -10,7 +10,7 @@ use super::export::ExportFile;
 use super::failure::Failure;
 use super::image::{self, Bar, Format};
 use super::output::{self, Form};
-use super::{DryRun, Session, touched};
+use super::{DryRun, Session, touched, would};
 use crate::import;
 use crate::lifecycle::views::{BaseView, TemplateView, Touched};
 
@@ -38,6 +38,8 @@ pub(super) enum Verb {
         /// Whatever the checks find
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Keep so many old versions that no clone needs; older ones are deleted, now and after each publish
     #[command(
@@ -57,12 +59,16 @@ pub(super) enum Verb {
     Publish {
         /// NAME:VERSION; NAME alone takes the newest version
         template: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Give new clones the version that was published before
     #[command(after_help = "Example:\n  clonegate template rollback win11")]
     Rollback {
         /// Its name
         name: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// The identity that new clones get
     #[command(subcommand)]
@@ -117,6 +123,8 @@ pub(super) struct Import {
     /// Seal it whatever is found in it: a machine id, host keys, what cloud-init left
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    dry_run: DryRun,
 }
 
 async fn import(request: Import, session: &Session) -> Result<(), Failure> {
@@ -141,21 +149,33 @@ async fn import(request: Import, session: &Session) -> Result<(), Failure> {
             "draft": request.draft,
             "force": request.force,
         });
-        show(&client.post(&path, &[], &body).await?, session);
+        if request.dry_run.dry_run {
+            let would: Touched = client.post(&path, &request.dry_run.query(), &body).await?;
+            touched("made", &would, session);
+        } else {
+            show(&client.post(&path, &[], &body).await?, session);
+        }
         return Ok(());
     }
     let file = PathBuf::from(&request.image);
     let format = request.format.map_or_else(|| Format::of_ending(&file), Ok)?;
     let input = image::open(&file, format)?;
-    let bar = Bar::new();
-    let (_, stream) = import::upload(input, bar.clone()).await?;
-    let mut query: Vec<(&str, String)> = Vec::new();
+    let mut query: Vec<(&str, String)> = request.dry_run.query();
     query.extend(request.datastore.map(|v| ("datastore", v)));
     query.extend(request.description.map(|v| ("description", v)));
     query.extend(file.file_name().map(|v| ("origin", v.to_string_lossy().into_owned())));
     query.extend(publish.map(|v| ("publish", v.to_string())));
     query.extend(request.slots.map(|v| ("slots", v.to_string())));
     query.extend([("draft", request.draft.to_string()), ("force", request.force.to_string())]);
+    let bar = Bar::new();
+    let (size, stream) = import::upload(input, bar.clone()).await?;
+    if request.dry_run.dry_run {
+        // The image was opened and looked at; not a byte of it is sent.
+        bar.finish();
+        let would: Touched = client.upload(&path, &query, reqwest::Body::from("")).await?;
+        touched("made", &Touched { bytes: size.unwrap_or(0), ..would }, session);
+        return Ok(());
+    }
     // When the image cannot be read on, that is what the user is to hear, not that the upload broke off.
     let cause = std::sync::Arc::new(parking_lot::Mutex::new(None));
     let note = std::sync::Arc::clone(&cause);
@@ -186,15 +206,19 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             }
         }
         Verb::Show { name } => show(&client.get(&path(&name)).await?, session),
-        Verb::Publish { template } => {
+        Verb::Publish { template, dry_run } => {
             let (name, version) = super::template_and_version(&template)?;
             let body = serde_json::json!({ "version": version });
-            show(&client.post(&format!("{}/publish", path(&name)), &[], &body).await?, session);
+            let answer = client.post(&format!("{}/publish", path(&name)), &dry_run.query(), &body).await?;
+            would(dry_run, session);
+            show(&answer, session);
         }
-        Verb::Seal { template, force } => {
+        Verb::Seal { template, force, dry_run } => {
             let (name, version) = super::template_and_version(&template)?;
             let body = serde_json::json!({ "version": version, "force": force });
-            show(&client.post(&format!("{}/seal", path(&name)), &[], &body).await?, session);
+            let answer = client.post(&format!("{}/seal", path(&name)), &dry_run.query(), &body).await?;
+            would(dry_run, session);
+            show(&answer, session);
         }
         Verb::Retain { name, keep, dry_run } => {
             let body = serde_json::json!({ "keep": keep });
@@ -205,8 +229,11 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
                 touched("deleted", &done, session);
             }
         }
-        Verb::Rollback { name } => {
-            show(&client.post(&format!("{}/rollback", path(&name)), &[], &serde_json::json!({})).await?, session);
+        Verb::Rollback { name, dry_run } => {
+            let path = format!("{}/rollback", path(&name));
+            let answer = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
+            would(dry_run, session);
+            show(&answer, session);
         }
         Verb::Identity(verb) => super::identity::of_template(verb, session).await?,
         Verb::Export { template, export } => {

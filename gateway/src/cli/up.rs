@@ -269,7 +269,7 @@ fn greet(running: &Running, clones: &[CloneView], data: &Path) {
         output::line(&format!("  {}  {}  http://{http}{}", clone.name, output::size(clone.size), clone.disk));
     }
     if clones.len() > SHOWN {
-        output::line("  … `clonegate clone list` shows all");
+        output::line(&format!("  … `{} clone list{}` shows all", program(), server_argument(http)));
     }
     let Some(clone) = clones.first() else { return };
     let disk = format!("http://{http}{}", clone.disk);
@@ -284,8 +284,14 @@ fn greet(running: &Running, clones: &[CloneView], data: &Path) {
         output::line(&format!("  nbdinfo nbd://{nbd}/{}", clone.name));
     }
     output::line(&format!("  iPXE: sanboot {disk}"));
-    output::line(&format!("  clonegate clone list{}", server_argument(http)));
+    output::line(&format!("  {} clone list{}", program(), server_argument(http)));
+    output::line(&format!("  a browser: http://{http}/"));
     output::line("\nCtrl-C ends it; the data stays.");
+}
+
+/// The program as it was called, so that what is printed can be typed: it need not be in the search path.
+fn program() -> String {
+    std::env::args().next().filter(|name| !name.contains(char::is_whitespace)).unwrap_or_else(|| "clonegate".to_owned())
 }
 
 fn server_argument(http: std::net::SocketAddr) -> String {

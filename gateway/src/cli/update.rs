@@ -47,9 +47,9 @@ impl Update {
         canary: Option<u32>,
         max_unavailable: Option<u32>,
         at_next_power_on: bool,
-        dry_run: bool,
+        dry_run: DryRun,
     ) -> Self {
-        let (clones, pool, dry_run) = (Vec::new(), Some(pool), DryRun { dry_run });
+        let (clones, pool) = (Vec::new(), Some(pool));
         Self { template, clones, canary, max_unavailable, at_next_power_on, pool, promote: false, dry_run }
     }
 }

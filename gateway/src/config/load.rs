@@ -22,6 +22,10 @@ const KEYS: &[&str] = &[
     "listen.nbd_unix",
     "icache.memory",
     "datastore",
+    "tls.certificate",
+    "tls.key",
+    "tls.client_ca",
+    "tls.required",
     "journal.path",
     "policy.placement",
     "policy.rollover",
@@ -34,6 +38,12 @@ const KEYS: &[&str] = &[
     "clones.power_off_grace",
     "clones.slots_per_base",
     "auth.tokens",
+    "limits.http_connections",
+    "limits.http_threads",
+    "limits.http_put_buffers",
+    "limits.nbd_connections",
+    "limits.nbd_threads",
+    "limits.nbd_waiting",
     "boot.script",
     "boot.unknown",
     "boot.template",
@@ -43,6 +53,38 @@ const KEYS: &[&str] = &[
     "log.level",
     "log.format",
 ];
+
+/// Variables of the same prefix that are no keys: of the command line, and of the tests.
+const OTHERS: &[&str] = &[
+    "CLONEGATE_SERVER",
+    "CLONEGATE_TOKEN",
+    "CLONEGATE_CA",
+    "CLONEGATE_LOG",
+    "CLONEGATE_CONFIG",
+    "CLONEGATE_REQUIRE_CLIENTS",
+];
+
+/// What follows what all of them begin with, which makes none nearer to another.
+fn after(name: &str) -> &str {
+    name.strip_prefix("CLONEGATE_").unwrap_or(name)
+}
+
+/// Of these environment variables those that look as if they were to configure something and do not, each with the one that may be meant.
+pub fn ignored_variables(variables: impl Iterator<Item = String>) -> Vec<String> {
+    let names: Vec<String> =
+        KEYS.iter().map(|key| format!("CLONEGATE_{}", key.replace('.', "_").to_uppercase())).collect();
+    let known =
+        |variable: &str| OTHERS.contains(&variable) || names.iter().any(|name| name.eq_ignore_ascii_case(variable));
+    let ours = variables.filter(|variable| variable.starts_with("CLONEGATE_") && !known(variable));
+    let told = ours.map(|variable| {
+        let nearest = names.iter().map(|name| (strsim::jaro_winkler(after(&variable), after(name)), name));
+        match nearest.max_by(|a, b| a.0.total_cmp(&b.0)) {
+            Some((near, name)) if near > 0.8 => format!("{variable} (did you mean {name}?)"),
+            _ => variable,
+        }
+    });
+    told.collect()
+}
 
 fn environment() -> Env {
     Env::prefixed("CLONEGATE_").filter_map(|variable| {
@@ -103,7 +145,8 @@ fn explain(errors: &figment::Error) -> Error {
             _ => error.hint(format!("known here: {}", known.join(", "))),
         };
     }
-    let error = Error::invalid("bad-config", first.kind.to_string());
+    let error = Error::invalid("bad-config", first.kind.to_string())
+        .hint("sizes are written \"64MiB\", times \"100ms\"; examples/clonegate.toml shows each key");
     if path.is_empty() { error } else { error.on(path.join(".")) }
 }
 
@@ -134,6 +177,7 @@ fn check(config: Config) -> Result<Config> {
     if config.listen.http.is_empty() {
         return wrong("listen.http", "a gateway needs an address for HTTP");
     }
+    config.limits.check()?;
     if !(1..=SLOTS_PER_BASE_MAX).contains(&config.clones.slots_per_base) {
         return wrong("clones.slots_per_base", &format!("it is from 1 to {SLOTS_PER_BASE_MAX}"));
     }
@@ -160,6 +204,36 @@ mod tests {
             assert!(error.object().unwrap().ends_with(object), "{error}");
             assert_eq!(error.what_to_do(), Some(hint), "{error}");
         }
+    }
+
+    #[test]
+    fn every_key_can_be_set_by_the_environment() {
+        // What there is, each reader itself says when it is given what there is not.
+        let known = |text: &str| -> Vec<String> {
+            let figment = Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(text));
+            let error = figment.extract::<Config>().unwrap_err().into_iter().next().unwrap();
+            let Kind::UnknownField(_, known) = error.kind else { panic!("{text}: {error}") };
+            known.iter().map(|key| (*key).to_owned()).collect()
+        };
+        let sections = known("zzz = 1");
+        assert!(sections.len() > 10, "{sections:?}");
+        for section in sections {
+            if ["home", "sources", "datastore"].contains(&section.as_str()) {
+                assert!(KEYS.contains(&section.as_str()));
+                continue;
+            }
+            for key in known(&format!("[{section}]\nzzz = 1")) {
+                let key = format!("{section}.{key}");
+                assert!(KEYS.contains(&key.as_str()), "{key} cannot be set by the environment");
+            }
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_no_key_is_told_with_the_one_that_may_be_meant() {
+        let all = ["CLONEGATE_LISTEN_HTPP", "CLONEGATE_LISTEN_NBD", "CLONEGATE_TOKEN", "PATH", "CLONEGATE_X"];
+        let told = ignored_variables(all.iter().map(|name| (*name).to_owned()));
+        assert_eq!(told, ["CLONEGATE_LISTEN_HTPP (did you mean CLONEGATE_LISTEN_HTTP?)", "CLONEGATE_X"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The configuration of a gateway: TOML, every key also from the environment, every unknown key an error.
 
 mod boot;
+mod limits;
 mod load;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,8 @@ use crate::store::{Secret, StoreConfig};
 use crate::tls::Tls;
 
 pub use boot::{Boot, UnknownMachine};
-pub use load::{from_text, load, to_text};
+pub use limits::Limits;
+pub use load::{from_text, ignored_variables, load, to_text};
 
 /// All of it. `examples/clonegate.toml` tells each key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub struct Config {
     pub clones: Clones,
     /// Who may change things.
     pub auth: Auth,
+    /// What the servers take on at a time.
+    pub limits: Limits,
     /// Boot scripts and EFI programs.
     pub boot: Boot,
     /// How what makes machines themselves is kept.
@@ -62,6 +66,7 @@ impl Default for Config {
             policy: Policy::default(),
             clones: Clones::default(),
             auth: Auth::default(),
+            limits: Limits::default(),
             boot: Boot::default(),
             identity: Identity::default(),
             sources: Vec::new(),

@@ -201,6 +201,10 @@ impl Gateway {
         let stored = self.stored_deltas().await?;
         for clone in self.catalog.list::<CloneEntry>().await? {
             let id = clone.state.record.id;
+            // A full clone holds all that it is from the beginning.
+            if clone.state.record.base.is_none() {
+                continue;
+            }
             let Some(bytes) = stored.get(&id).copied().max(self.open.delta_bytes(id)) else { continue };
             let limit = clone.state.reset.at_bytes.unwrap_or(clone.state.record.size);
             alerts.extend(alert("clone", clone.name.as_str(), bytes, limit));

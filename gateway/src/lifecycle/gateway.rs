@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::advisor::Advisor;
 use super::audit::Audit;
 use super::context;
-use super::datastores::{self, DatastoreSettings, Datastores};
+use super::datastores::{self, Datastore, DatastoreSettings, Datastores};
 use super::events::Events;
 use super::jobs::{self, Jobs};
 use super::machines::Machines;
@@ -23,7 +23,7 @@ use super::open::OpenDevices;
 use super::orders::Orders;
 use super::turns::Turns;
 use super::volumes::{Bases, Sources};
-use crate::catalog::{Catalog, Named};
+use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::delta::{DeltaSettings, Engine};
 use crate::icache::ICache;
@@ -174,15 +174,12 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Enters a configured datastore in the catalog, or brings its entry up to date.
+    /// Enters a configured datastore in the catalog once its store may be used, or brings its entry up to date.
     async fn enter(&self, configured: &DatastoreSettings) -> Result<()> {
         let wanted = configured.entry(self.clock.now_ms());
         match self.catalog.find::<DatastoreEntry>(&configured.name).await? {
-            None => match self.catalog.create(&configured.name, wanted).await {
-                // Another gateway entered it in this moment.
-                Err(error) if error.kind() == clonegate_core::ErrorKind::Exists => Ok(()),
-                entered => entered.map(drop),
-            },
+            // A store that never answered may be a slip of the pen, and a name that stands in the catalog is hard to give another store.
+            None => self.open_datastore(&configured.name, wanted).await,
             Some(there) if there.state.url != wanted.url => {
                 Err(Error::conflict("datastore-differs", format!("the catalog says that it is {}", there.state.url))
                     .on(configured.name.as_str())
@@ -208,28 +205,45 @@ impl Gateway {
         for named in self.catalog.list::<DatastoreEntry>().await? {
             match self.datastores.find(&named.name) {
                 Some(datastore) => datastore.set_entry(named.state),
-                None => self.open_datastore(named).await?,
+                None => self.open_datastore(&named.name, named.state).await?,
             }
         }
         Ok(())
     }
 
     /// Opens one. That it does not answer is no error here: it is offline then.
-    pub(super) async fn open_datastore(&self, named: Named<DatastoreEntry>) -> Result<()> {
-        let configured = self.settings.datastores.iter().find(|d| d.name == named.name);
-        let config = configured.map_or_else(|| datastores::store_config(&named.state), |d| d.store.clone());
-        let datastore = match datastores::open(&named.name, &config, named.state, &self.clock, &self.opener) {
+    async fn open_datastore(&self, name: &Name, entry: DatastoreEntry) -> Result<()> {
+        let configured = self.settings.datastores.iter().find(|d| d.name == *name);
+        let config = configured.map_or_else(|| datastores::store_config(&entry), |d| d.store.clone());
+        let datastore = match datastores::open(name, &config, entry, &self.clock, &self.opener) {
             Ok(datastore) => datastore,
             Err(error) => {
-                tracing::warn!(datastore = %named.name, %error, "a datastore cannot be opened here");
+                tracing::warn!(datastore = %name, %error, "a datastore cannot be opened here");
                 return Ok(());
             }
         };
-        if let Err(error) = datastore.admit(self.settings.gateway, &self.settings.host).await {
-            tracing::warn!(datastore = %datastore.name, %error, "a datastore is offline");
+        match self.admit(&datastore).await {
+            Err(error) if datastore.trouble().is_none() => return Err(error),
+            Err(error) => tracing::warn!(datastore = %name, %error, "a datastore is offline"),
+            Ok(()) => {}
         }
         self.datastores.insert(&datastore);
         Ok(())
+    }
+
+    /// Proves that a datastore may be used; one of the configuration that is not in the catalog yet is entered then.
+    pub(super) async fn admit(&self, datastore: &Arc<Datastore>) -> Result<()> {
+        datastore.admit(self.settings.gateway, &self.settings.host).await?;
+        let name = &datastore.name;
+        let ours = self.settings.datastores.iter().any(|configured| configured.name == *name);
+        if !ours || self.catalog.find::<DatastoreEntry>(name).await?.is_some() {
+            return Ok(());
+        }
+        match self.catalog.create(name, datastore.entry()).await {
+            // Another gateway entered it in this moment.
+            Err(error) if error.kind() == clonegate_core::ErrorKind::Exists => Ok(()),
+            entered => entered.map(drop),
+        }
     }
 
     /// What goes on in the background for as long as the gateway lives.
@@ -247,9 +261,7 @@ impl Gateway {
                 tracing::debug!(%error, "the datastores cannot be looked at now");
             }
             for datastore in gateway.datastores.all() {
-                if datastore.trouble().is_some()
-                    && datastore.admit(gateway.settings.gateway, &gateway.settings.host).await.is_ok()
-                {
+                if datastore.trouble().is_some() && gateway.admit(&datastore).await.is_ok() {
                     tracing::info!(datastore = %datastore.name, "a datastore is online again");
                 }
             }

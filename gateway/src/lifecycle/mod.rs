@@ -25,6 +25,7 @@ mod names;
 mod open;
 mod orders;
 mod placement;
+mod plans;
 mod pool_jobs;
 mod pools;
 mod power;
@@ -48,6 +49,7 @@ mod verbs;
 pub mod verify;
 pub mod views;
 mod volumes;
+mod warm;
 
 pub use datastores::DatastoreSettings;
 pub use gateway::{Gateway, GatewaySettings};

@@ -189,7 +189,7 @@ impl Gateway {
     }
 
     /// Gives a user a clone: the one that he has, or a free one. Of two who want the same at once, one gets it and the other another.
-    pub(super) async fn do_allocate(self: Arc<Self>, pool: String, user: String) -> Result<Allocated> {
+    pub(super) async fn do_allocate(self: Arc<Self>, pool: String, user: String, dry_run: bool) -> Result<Allocated> {
         if user.is_empty() || user.len() > USER_BYTES_MAX || user.chars().any(char::is_control) {
             return Err(Error::invalid("bad-user", format!("a name of {} bytes for a user", user.len()))
                 .hint(format!("one line of 1 to {USER_BYTES_MAX} bytes")));
@@ -198,7 +198,7 @@ impl Gateway {
         for _ in 0..ATTEMPTS {
             let members = self.members(&pool.name).await?;
             if let Some(his) = members.iter().find(|m| m.state.assigned.as_ref() == Some(&user)) {
-                return Ok(allocated(&pool, his, user, true));
+                return Ok(allocated(&pool, &his.name, user, true));
             }
             if pool.state.maintenance {
                 return Err(Error::unavailable("pool-maintenance", "the pool is in maintenance")
@@ -211,6 +211,9 @@ impl Gateway {
             let somewhere = usize::try_from(self.clock.random_u64()).unwrap_or(0) % free.len().max(1);
             free.rotate_left(somewhere);
             free.sort_by_key(|m| (Some(m.state.version) != newest, m.state.pending_version.is_some()));
+            if dry_run {
+                return self.would_allocate(&pool, &members, free.first().copied(), user).await;
+            }
             for member in free {
                 let give = |entry: &mut CloneEntry| {
                     if entry.assigned.is_some() || entry.pool.as_ref() != Some(&pool.name) {
@@ -223,7 +226,7 @@ impl Gateway {
                     Ok((given, true)) => {
                         tracing::info!(pool = %pool.name, clone = %given.name, user, "allocated");
                         self.keep_spares_later(&pool.name);
-                        return Ok(allocated(&pool, &given, user, false));
+                        return Ok(allocated(&pool, &given.name, user, false));
                     }
                     Ok((_, false)) => {}
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -231,12 +234,29 @@ impl Gateway {
                 }
             }
             if !self.fill(&pool, 1).await? {
-                return Err(Error::exhausted("pool-empty", format!("all {} clones are given away", members.len()))
-                    .on(pool.name.as_str())
-                    .hint(format!("clonegate pool scale {} --size {}", pool.name, members.len() + 1)));
+                return Err(pool_empty(&pool, members.len()));
             }
         }
         Err(Error::conflict("busy", "others keep taking the clones").on(pool.name.as_str()).hint("try again"))
+    }
+
+    /// What a user would get: a free clone, or the one that would be made.
+    async fn would_allocate(
+        &self,
+        pool: &Pool,
+        members: &[Member],
+        free: Option<&Member>,
+        user: String,
+    ) -> Result<Allocated> {
+        if let Some(free) = free {
+            return Ok(allocated(pool, &free.name, user, false));
+        }
+        if members.len() >= pool.state.max as usize {
+            return Err(pool_empty(pool, members.len()));
+        }
+        let new = free_names(pool, members, 1)?;
+        self.order_clones(pool, &new, true).await?;
+        new.first().map(|name| allocated(pool, name, user, false)).ok_or_else(|| pool_empty(pool, members.len()))
     }
 
     /// Takes a clone back from its user. What was written on it goes first, so that nobody gets another's data.
@@ -381,7 +401,12 @@ impl Gateway {
         Ok(names)
     }
 
-    pub(super) async fn do_change_pool(self: Arc<Self>, name: String, change: ChangePool) -> Result<PoolView> {
+    pub(super) async fn do_change_pool(
+        self: Arc<Self>,
+        name: String,
+        change: ChangePool,
+        dry_run: bool,
+    ) -> Result<PoolView> {
         let name = Name::new(name)?;
         let rules = change.reset.as_ref().map(|rules| rules.checked()).transpose()?;
         let lifetime: Option<Lifetime> = change.lifetime.map(Into::into);
@@ -397,7 +422,11 @@ impl Gateway {
             }
             Ok(())
         };
-        let (pool, ()) = self.catalog.change(&name, set).await?;
+        let (pool, ()) = self.catalog.change_or_try(&name, dry_run, set).await?;
+        if dry_run {
+            let members = self.members(&name).await?;
+            return Ok(PoolView { dry_run, ..self.pool_view(&pool, &members.iter().collect::<Vec<_>>(), None) });
+        }
         for member in self.members(&name).await? {
             let follow = |entry: &mut CloneEntry| {
                 entry.lifetime = pool.state.lifetime;
@@ -438,9 +467,17 @@ impl Gateway {
     }
 }
 
-fn allocated(pool: &Pool, clone: &Member, user: String, again: bool) -> Allocated {
-    let disk = format!("/v1/clones/{}/disk", clone.name);
-    Allocated { pool: pool.name.to_string(), clone: clone.name.to_string(), user, again, disk }
+fn allocated(pool: &Pool, clone: &Name, user: String, again: bool) -> Allocated {
+    let disk = format!("/v1/clones/{clone}/disk");
+    Allocated { pool: pool.name.to_string(), clone: clone.to_string(), user, again, disk }
+}
+
+fn pool_empty(pool: &Pool, clones: usize) -> Error {
+    Error::exhausted("pool-empty", format!("all {clones} clones are given away")).on(pool.name.as_str()).hint(format!(
+        "clonegate pool scale {} --size {}",
+        pool.name,
+        clones + 1
+    ))
 }
 
 fn check_sizes(size: u32, max: u32, spares: u32) -> Result<()> {

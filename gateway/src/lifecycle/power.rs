@@ -24,9 +24,30 @@ use crate::catalog::Named;
 use crate::device::Device as _;
 use crate::exports::CloneRef;
 
+/// Why a full clone is kept.
+const NO_BASE: &str = "it has no base to go back to";
+
+/// What a policy said of a delta, as far as it is safe.
+struct Advised {
+    verdict: ResetVerdict,
+    /// Why it is kept, when it is.
+    kept: &'static str,
+    attached: bool,
+    by: String,
+    decision: String,
+}
+
 impl Gateway {
-    pub(super) async fn do_power_clone(self: Arc<Self>, clone: String, event: PowerEvent) -> Result<PowerOutcome> {
+    pub(super) async fn do_power_clone(
+        self: Arc<Self>,
+        clone: String,
+        event: PowerEvent,
+        dry_run: bool,
+    ) -> Result<PowerOutcome> {
         let clone = self.find_clone(&clone.parse()?).await?;
+        if dry_run {
+            return self.foresee_power(&clone, event).await;
+        }
         let outcome = self.act_on_power(&clone, event).await;
         let (reason, policy) = match &outcome {
             Ok(outcome) => (format!("{event:?}: {}, {}", outcome.action, outcome.reason), outcome.by.clone()),
@@ -52,6 +73,42 @@ impl Gateway {
             PowerEvent::Off => self.powered_off(clone, ResetEvent::PowerOff).await,
             PowerEvent::Logoff => self.ask_reset(clone, ResetEvent::LogOff).await,
         }
+    }
+
+    /// What would be done: the policy is asked, and nothing follows from its answer.
+    async fn foresee_power(&self, clone: &Named<CloneEntry>, event: PowerEvent) -> Result<PowerOutcome> {
+        if event == PowerEvent::Logoff {
+            return self.foresee_reset(clone, ResetEvent::LogOff).await;
+        }
+        if let (Some(number), Ok(())) = (clone.state.pending_version, self.check_discard(clone)) {
+            return Ok(outcome(clone, "updated", &format!("version {number} waits until it is off"), "update"));
+        }
+        if event == PowerEvent::On {
+            return Ok(outcome(clone, "kept", "nothing is done when it is switched on", ""));
+        }
+        match (self.rule_due(clone), self.check_discard(clone)) {
+            (Some(rule), Ok(())) => Ok(outcome(clone, "reset", &rule, "rule")),
+            _ => self.foresee_reset(clone, ResetEvent::PowerOff).await,
+        }
+    }
+
+    async fn foresee_reset(&self, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
+        let Some(advised) = self.advise_reset(clone, event.clone()).await? else {
+            return Ok(outcome(clone, "kept", NO_BASE, ""));
+        };
+        let by = advised.by.as_str();
+        Ok(match advised.verdict {
+            ResetVerdict::Discard(plan) if plan.timing == ResetTiming::WhenDetached && advised.attached => {
+                outcome(clone, "reset-when-detached", &plan.reason, by)
+            }
+            ResetVerdict::Discard(plan) => match self.check_discard(clone) {
+                Ok(()) => outcome(clone, "reset", &plan.reason, by),
+                Err(why) => return Err(why),
+            },
+            ResetVerdict::Hold(hold) => outcome(clone, "held", &hold.reason, by),
+            ResetVerdict::AskAgain(seconds) => outcome(clone, "kept", &format!("asked again in {seconds} s"), by),
+            ResetVerdict::Keep | ResetVerdict::NoOpinion => outcome(clone, "kept", advised.kept, by),
+        })
     }
 
     async fn note_off_unless_attached(&self, clone: &Named<CloneEntry>) -> Result<()> {
@@ -101,10 +158,38 @@ impl Gateway {
 
     /// Asks the policy whether the delta goes, and does what is safe of the answer.
     async fn ask_reset(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
-        let entry = &clone.state;
-        let Some(base) = entry.record.base else {
-            return Ok(outcome(clone, "kept", "it has no base to go back to", ""));
+        let Some(advised) = self.advise_reset(clone, event.clone()).await? else {
+            return Ok(outcome(clone, "kept", NO_BASE, ""));
         };
+        let by = advised.by.as_str();
+        match advised.verdict {
+            ResetVerdict::Discard(plan) => {
+                if plan.timing == ResetTiming::WhenDetached && advised.attached {
+                    self.reset_waits.lock().insert(clone.state.record.id);
+                    return Ok(outcome(clone, "reset-when-detached", &plan.reason, by));
+                }
+                self.discard(clone, plan.onto, (&plan.reason, by)).await?;
+                self.back_to_pool(clone).await?;
+                tracing::info!(clone = %clone.name, by, reason = %plan.reason, decision = %advised.decision, "reset");
+                Ok(outcome(clone, "reset", &plan.reason, by))
+            }
+            ResetVerdict::Hold(hold) => {
+                let until_ms = hold.seconds.map(|s| self.clock.now_ms().saturating_add(u64::from(s) * 1000));
+                self.set_hold(clone, Some(hold.reason.clone()), until_ms).await?;
+                Ok(outcome(clone, "held", &hold.reason, by))
+            }
+            ResetVerdict::AskAgain(seconds) => {
+                self.ask_again(clone.state.record.id, event, seconds);
+                Ok(outcome(clone, "kept", &format!("asked again in {seconds} s"), by))
+            }
+            ResetVerdict::Keep | ResetVerdict::NoOpinion => Ok(outcome(clone, "kept", advised.kept, by)),
+        }
+    }
+
+    /// What the policy says of the delta, as far as it is safe; `None` for a clone without a base.
+    async fn advise_reset(&self, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<Option<Advised>> {
+        let entry = &clone.state;
+        let Some(base) = entry.record.base else { return Ok(None) };
         let (datastore, known) = self.find_base(base).await?;
         let template = self.catalog.remembered::<TemplateEntry>(&entry.template);
         let newer = template.as_ref().and_then(|t| t.state.published).filter(|p| *p > entry.version).map(|p| Release {
@@ -139,30 +224,13 @@ impl Gateway {
         };
         let advice = self.advisor.reset(&request).await;
         let (verdict, changed) = check::settle_reset(&request, advice.verdict, false);
-        match verdict {
-            ResetVerdict::Discard(plan) => {
-                if plan.timing == ResetTiming::WhenDetached && request.subject.attached {
-                    self.reset_waits.lock().insert(entry.record.id);
-                    return Ok(outcome(clone, "reset-when-detached", &plan.reason, &advice.by));
-                }
-                self.discard(clone, plan.onto, (&plan.reason, &advice.by)).await?;
-                self.back_to_pool(clone).await?;
-                tracing::info!(clone = %clone.name, by = %advice.by, reason = %plan.reason, decision = %advice.decision, "reset");
-                Ok(outcome(clone, "reset", &plan.reason, &advice.by))
-            }
-            ResetVerdict::Hold(hold) => {
-                let until_ms = hold.seconds.map(|s| self.clock.now_ms().saturating_add(u64::from(s) * 1000));
-                self.set_hold(clone, Some(hold.reason.clone()), until_ms).await?;
-                Ok(outcome(clone, "held", &hold.reason, &advice.by))
-            }
-            ResetVerdict::AskAgain(seconds) => {
-                self.ask_again(clone.state.record.id, request.event, seconds);
-                Ok(outcome(clone, "kept", &format!("asked again in {seconds} s"), &advice.by))
-            }
-            ResetVerdict::Keep | ResetVerdict::NoOpinion => {
-                Ok(outcome(clone, "kept", changed.unwrap_or("the policy keeps it"), &advice.by))
-            }
-        }
+        Ok(Some(Advised {
+            verdict,
+            kept: changed.unwrap_or("the policy keeps it"),
+            attached: request.subject.attached,
+            by: advice.by,
+            decision: advice.decision,
+        }))
     }
 
     /// Discards what a clone holds, and notes why: what was said, and who said it.
@@ -269,14 +337,21 @@ impl Gateway {
         self.catalog.change(&clone.name, set).await.map(drop)
     }
 
-    pub(super) async fn do_hold_clone(self: Arc<Self>, clone: String, why: Option<String>) -> Result<Touched> {
+    pub(super) async fn do_hold_clone(
+        self: Arc<Self>,
+        clone: String,
+        why: Option<String>,
+        dry_run: bool,
+    ) -> Result<Touched> {
         const WHY_BYTES_MAX: usize = 512;
         if why.as_ref().is_some_and(|why| why.len() > WHY_BYTES_MAX) {
             return Err(Error::invalid("bad-text", format!("a reason has at most {WHY_BYTES_MAX} bytes")));
         }
         let clone = self.find_clone(&clone.parse()?).await?;
-        self.set_hold(&clone, why, None).await?;
-        Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
+        if !dry_run {
+            self.set_hold(&clone, why, None).await?;
+        }
+        Ok(Touched { dry_run, names: vec![clone.name.to_string()], ..Touched::default() })
     }
 
     pub(super) async fn do_set_lifetime(
@@ -284,6 +359,7 @@ impl Gateway {
         clone: String,
         lifetime: Option<Lifetime>,
         rules: Option<ResetRulesView>,
+        dry_run: bool,
     ) -> Result<Touched> {
         let clone = self.find_clone(&clone.parse()?).await?;
         let rules = rules.map(|rules| rules.checked()).transpose()?;
@@ -294,8 +370,8 @@ impl Gateway {
             }
             Ok(())
         };
-        self.catalog.change(&clone.name, set).await?;
-        Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
+        self.catalog.change_or_try(&clone.name, dry_run, set).await?;
+        Ok(Touched { dry_run, names: vec![clone.name.to_string()], ..Touched::default() })
     }
 }
 

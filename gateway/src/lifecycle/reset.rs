@@ -185,7 +185,12 @@ impl Gateway {
         self.catalog.change(&clone.name, note).await.map(drop)
     }
 
-    pub(super) async fn do_snapshot_clone(self: Arc<Self>, clone: String, snapshot: String) -> Result<SnapshotView> {
+    pub(super) async fn do_snapshot_clone(
+        self: Arc<Self>,
+        clone: String,
+        snapshot: String,
+        dry_run: bool,
+    ) -> Result<SnapshotView> {
         let snapshot = Name::new(snapshot)?;
         let clone = self.find_clone(&clone.parse()?).await?;
         let (_open, volume) = self.volume(&clone).await?;
@@ -194,15 +199,26 @@ impl Gateway {
                 .on(format!("{}@{snapshot}", clone.name))
                 .hint("choose another name"));
         }
-        volume.snapshot(snapshot.clone()).await?;
+        if !dry_run {
+            volume.snapshot(snapshot.clone()).await?;
+        }
         Ok(SnapshotView { clone: clone.name.to_string(), name: snapshot.to_string() })
     }
 
-    pub(super) async fn do_drop_snapshot(self: Arc<Self>, clone: String, snapshot: String) -> Result<SnapshotView> {
+    pub(super) async fn do_drop_snapshot(
+        self: Arc<Self>,
+        clone: String,
+        snapshot: String,
+        dry_run: bool,
+    ) -> Result<SnapshotView> {
         let snapshot = Name::new(snapshot)?;
         let clone = self.find_clone(&clone.parse()?).await?;
         let (_open, volume) = self.volume(&clone).await?;
-        volume.drop_snapshot(snapshot.clone()).await?;
+        if dry_run {
+            volume.check_snapshot(&snapshot)?;
+        } else {
+            volume.drop_snapshot(snapshot.clone()).await?;
+        }
         Ok(SnapshotView { clone: clone.name.to_string(), name: snapshot.to_string() })
     }
 
@@ -216,6 +232,7 @@ impl Gateway {
         let clone = self.find_clone(&clone.parse()?).await?;
         let touched = {
             let (_open, volume) = self.volume(&clone).await?;
+            volume.check_snapshot(&snapshot)?;
             self.would_touch(&clone, &volume, dry_run)
         };
         if dry_run {

@@ -442,6 +442,7 @@ impl Gateway {
         self: Arc<Self>,
         template: String,
         action: RolloutAction,
+        dry_run: bool,
     ) -> Result<UpdatedClones> {
         let name = Name::new(template)?;
         let run = self.clock.nonce();
@@ -472,12 +473,16 @@ impl Gateway {
             (there.run, there.gateway) = (run, gateway);
             Ok(matches!(next, S::Running | S::RollingBack))
         };
-        let (before, goes_on) = match self.catalog.change(&name, steer).await {
+        let (steered, goes_on) = match self.catalog.change_or_try(&name, dry_run, steer).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(no_update(&name)),
             steered => steered?,
         };
+        if dry_run {
+            let state = word(steered.state.state).to_owned();
+            return Ok(UpdatedClones { dry_run, state, ..self.do_show_update(name.to_string()).await? });
+        }
         if !goes_on {
-            return self.do_show_update(before.name.to_string()).await;
+            return self.do_show_update(steered.name.to_string()).await;
         }
         if action == RolloutAction::Resume {
             self.settle_moves(&name).await?;

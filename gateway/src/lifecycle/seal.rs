@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clonegate_core::format::base::{BaseData, BaseRecord};
-use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
+use clonegate_core::format::catalog::{CloneEntry, TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::ids::Name;
 use clonegate_core::limits::{CHUNK_BYTES, READ_WINDOW_BYTES};
 use clonegate_core::units::ByteRange;
@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
+use super::open::Open;
 use super::templates::{NewVersion, Seal, unknown_version};
 use super::views::{TemplateView, ToTemplate};
 use crate::base::{Base, BaseDevice};
@@ -112,6 +113,7 @@ impl Gateway {
         name: String,
         version: Option<u32>,
         force: bool,
+        dry_run: bool,
     ) -> Result<TemplateView> {
         let name = Name::new(name)?;
         let found: Named<TemplateEntry> = self.catalog.get(&name).await?;
@@ -122,7 +124,7 @@ impl Gateway {
                 .hint(format!("clonegate template show {name}"))
         })?;
         let of = found.state.version(number).ok_or_else(|| unknown_version(&name, number))?.clone();
-        let sealed = self.seal(&name, &of, force).await?;
+        let sealed = self.seal(&name, &of, force, dry_run).await?;
         let draft = sealed.state.version(number).filter(|v| v.state == VersionState::Draft);
         match draft {
             Some(draft) => Err(not_sealed(&format!("{name}:{number}"), &draft.findings)),
@@ -131,19 +133,19 @@ impl Gateway {
     }
 
     /// Looks into a version, writes down what is found, and seals it when that is nothing or `force` says so.
-    async fn seal(&self, name: &Name, version: &TemplateVersion, force: bool) -> Result<Named<TemplateEntry>> {
+    async fn seal(
+        &self,
+        name: &Name,
+        version: &TemplateVersion,
+        force: bool,
+        dry_run: bool,
+    ) -> Result<Named<TemplateEntry>> {
         let datastore = self.datastores.get(&version.datastore)?;
-        let base = {
-            let _making = datastore.making.lock().await;
-            datastore.table.load().await?;
-            let there = datastore.table.bases().into_iter().find(|base| Self::holds(base, name, version));
-            match there {
-                Some(base) => base.record.id,
-                None => self.make_base(&datastore, name, version).await?.id,
-            }
+        let findings = if dry_run {
+            self.look_into(&datastore, name, version.size, &version.data, Seal::Check { force }).await?
+        } else {
+            self.look_into_base(&datastore, name, version).await?
         };
-        let base = self.bases_on(&datastore).open(base).await?;
-        let findings = findings(Arc::new(BaseDevice::new(base, name.as_str()))).await;
         let number = version.number;
         let write = |template: &mut TemplateEntry| {
             let version = template.versions.iter_mut().find(|v| v.number == number);
@@ -154,28 +156,59 @@ impl Gateway {
             }
             Ok(())
         };
-        let (sealed, ()) = self.catalog.change(name, write).await?;
+        let (sealed, ()) = self.catalog.change_or_try(name, dry_run, write).await?;
         for finding in &findings {
             tracing::warn!(template = %name, version = number, finding, "found in the image");
         }
         Ok(sealed)
     }
 
-    /// Makes a template version of what a clone reads as now. Only what changed is stored: its chunks are deduplicated.
-    pub(super) async fn do_to_template(self: Arc<Self>, clone: String, request: ToTemplate) -> Result<TemplateView> {
-        let name = Name::new(request.template.as_str())?;
-        let clone = self.find_clone(&clone.parse()?).await?;
+    /// What is found in a version by way of a base of it, which is made if there is none.
+    async fn look_into_base(
+        &self,
+        datastore: &Arc<Datastore>,
+        name: &Name,
+        version: &TemplateVersion,
+    ) -> Result<Vec<String>> {
+        let base = {
+            let _making = datastore.making.lock().await;
+            datastore.table.load().await?;
+            let there = datastore.table.bases().into_iter().find(|base| Self::holds(base, name, version));
+            match there {
+                Some(base) => base.record.id,
+                None => self.make_base(datastore, name, version).await?.id,
+            }
+        };
+        let base = self.bases_on(datastore).open(base).await?;
+        Ok(findings(Arc::new(BaseDevice::new(base, name.as_str()))).await)
+    }
+
+    /// A clone that a template is made of: nobody has it open, and what is found in it keeps it from nothing.
+    pub(super) async fn to_be_template(
+        self: &Arc<Self>,
+        clone: &Named<CloneEntry>,
+        force: bool,
+    ) -> Result<(Arc<Open>, Vec<String>)> {
         let attached = self.open.attached(clone.state.record.id);
         if !attached.is_empty() {
             return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
                 .on(clone.name.as_str())
                 .hint("shut the machine down first, so that its file systems are whole"));
         }
-        let (open, volume) = self.volume(&clone).await?;
+        let (open, _volume) = self.volume(clone).await?;
         let findings = findings(Arc::clone(&open.device)).await;
-        if !findings.is_empty() && !request.force {
+        if !findings.is_empty() && !force {
             return Err(not_sealed(clone.name.as_str(), &findings));
         }
+        Ok((open, findings))
+    }
+
+    /// Makes a template version of what a clone reads as now. Only what changed is stored: its chunks are deduplicated.
+    pub(super) async fn do_to_template(self: Arc<Self>, clone: String, request: ToTemplate) -> Result<TemplateView> {
+        let name = Name::new(request.template.as_str())?;
+        let clone = self.find_clone(&clone.parse()?).await?;
+        let (open, findings) = self.to_be_template(&clone, request.force).await?;
+        let (_open, volume) = self.volume(&clone).await?;
         volume.flush().await?;
         let datastore = self.datastores.get(&clone.state.datastore)?;
         let before = volume.version().0;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use clonegate_core::advice::Health;
-use clonegate_core::format::catalog::{DatastoreEntry, TemplateEntry};
+use clonegate_core::format::catalog::{CloneEntry, DatastoreEntry, DiskEntry, TemplateEntry};
 use clonegate_core::ids::Name;
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 
 use super::datastores::{self, Datastore, DatastoreSettings, OVERCOMMIT_PERCENT};
 use super::gateway::Gateway;
@@ -16,6 +16,33 @@ use crate::store::{StoreConfig, exclusive};
 
 impl Gateway {
     pub(super) async fn do_add_datastore(self: Arc<Self>, request: AddDatastore) -> Result<DatastoreView> {
+        let (settings, entry) = self.to_be_datastore(request).await?;
+        let datastore = datastores::open(&settings.name, &settings.store, entry.clone(), &self.clock, &self.opener)?;
+        datastore.admit(self.settings.gateway, &self.settings.host).await?;
+        datastore.table.load().await?;
+        self.catalog.create(&datastore.name, entry).await?;
+        self.datastores.insert(&datastore);
+        Ok(view(&datastore))
+    }
+
+    pub(super) async fn do_plan_datastore(self: Arc<Self>, request: AddDatastore) -> Result<Touched> {
+        let (settings, entry) = self.to_be_datastore(request).await?;
+        let name = settings.name.clone();
+        // Opening a directory makes it.
+        let directory = entry.url.strip_prefix("file://").map(std::path::PathBuf::from);
+        let found = if directory.is_some_and(|directory| !directory.is_dir()) {
+            "its directory is made".to_owned()
+        } else {
+            let datastore = datastores::open(&name, &settings.store, entry, &self.clock, &self.opener)?;
+            datastore.table.load().await?;
+            format!("its store answers, and has {} bases", datastore.table.bases().len())
+        };
+        let notes = vec![found, "that it honours put-if-absent is proved when it is added".to_owned()];
+        Ok(Touched { dry_run: true, names: vec![name.to_string()], notes, ..Touched::default() })
+    }
+
+    /// The datastore that is asked for, if neither its name nor its store is taken.
+    async fn to_be_datastore(&self, request: AddDatastore) -> Result<(DatastoreSettings, DatastoreEntry)> {
         let name = Name::new(request.name.as_str())?;
         let store = StoreConfig {
             endpoint: request.endpoint,
@@ -42,12 +69,7 @@ impl Gateway {
         if let Some(other) = others.iter().find(|other| same(&other.state.url)) {
             return Err(Error::exists("store-taken", format!("{} is this store already", other.name)).on(entry.url));
         }
-        let datastore = datastores::open(&name, &settings.store, entry.clone(), &self.clock, &self.opener)?;
-        datastore.admit(self.settings.gateway, &self.settings.host).await?;
-        datastore.table.load().await?;
-        self.catalog.create(&name, entry).await?;
-        self.datastores.insert(&datastore);
-        Ok(view(&datastore))
+        Ok((settings, entry))
     }
 
     pub(super) async fn do_list_datastores(self: Arc<Self>, query: ListQuery) -> Result<Page<DatastoreView>> {
@@ -76,43 +98,76 @@ impl Gateway {
     pub(super) async fn do_remove_datastore(self: Arc<Self>, name: String, dry_run: bool) -> Result<Touched> {
         let name = Name::new(name)?;
         let datastore = self.known_datastore(&name).await?;
-        datastore.check_online()?;
-        datastore.table.refresh().await?;
+        // One that does not answer is judged by the catalog alone: a wrong URL must not stay for ever.
+        let online = datastore.check_online().is_ok();
+        if online {
+            datastore.table.refresh().await?;
+        }
         let templates = self.catalog.list::<TemplateEntry>().await?;
         let mut users: Vec<String> = datastore.table.bases().iter().map(|b| b.record.id.to_string()).collect();
+        let clones = self.catalog.list::<CloneEntry>().await?;
+        users.extend(clones.iter().filter(|c| c.state.datastore == name).map(|c| format!("clone {}", c.name)));
+        let disks = self.catalog.list::<DiskEntry>().await?;
+        users.extend(disks.iter().filter(|d| d.state.datastore == name).map(|d| format!("disk {}", d.name)));
         for template in &templates {
             let versions = template.state.versions.iter().filter(|v| v.datastore == name);
             users.extend(versions.map(|v| format!("template {}:{}", template.name, v.number)));
         }
         users.sort();
-        refuse_used(name.as_str(), "bases and template versions", &users)?;
-        let touched = Touched { dry_run, names: vec![name.to_string()], ..Touched::default() };
+        refuse_used(name.as_str(), "bases, template versions, clones and disks", &users)?;
+        let mut touched = Touched { dry_run, names: vec![name.to_string()], ..Touched::default() };
+        if !online {
+            touched.notes.push("its store does not answer; whatever lies there stays there".to_owned());
+        }
+        if self.settings.datastores.iter().any(|configured| configured.name == name) {
+            touched.notes.push("the configuration of this gateway names it: the next start enters it again".to_owned());
+        }
         if !dry_run {
-            self.catalog.delete(&name, |_: &DatastoreEntry| Ok(())).await?;
-            // So that another gateway may take it. One that was exclusive to another was never online here.
-            exclusive::release(&datastore.store, self.settings.gateway).await?;
+            match self.catalog.delete(&name, |_: &DatastoreEntry| Ok(())).await {
+                // One of the configuration whose store never answered is not in the catalog.
+                Err(error) if error.kind() == ErrorKind::NotFound && !online => {}
+                gone => drop(gone?),
+            }
+            if online {
+                // So that another gateway may take it. One that was exclusive to another was never online here.
+                exclusive::release(&datastore.store, self.settings.gateway).await?;
+            }
             self.datastores.remove(&name);
             self.bases.lock().remove(&name);
         }
         Ok(touched)
     }
 
-    pub(super) async fn do_probe_datastore(self: Arc<Self>, name: String) -> Result<DatastoreView> {
+    pub(super) async fn do_probe_datastore(self: Arc<Self>, name: String, dry_run: bool) -> Result<DatastoreView> {
         let datastore = self.known_datastore(&Name::new(name)?).await?;
-        datastore.admit(self.settings.gateway, &self.settings.host).await?;
+        if !dry_run {
+            self.admit(&datastore).await?;
+        }
         look(&datastore).await;
         Ok(view(&datastore))
     }
 
-    pub(super) async fn do_set_maintenance(self: Arc<Self>, name: String, on: bool) -> Result<DatastoreView> {
+    pub(super) async fn do_set_maintenance(
+        self: Arc<Self>,
+        name: String,
+        on: bool,
+        dry_run: bool,
+    ) -> Result<DatastoreView> {
         let datastore = self.known_datastore(&Name::new(name)?).await?;
         let set = |entry: &mut DatastoreEntry| {
             entry.maintenance = on;
             Ok(())
         };
-        let (changed, ()) = self.catalog.change(&datastore.name, set).await?;
-        datastore.set_entry(changed.state);
-        Ok(view(&datastore))
+        let (changed, ()) = self.catalog.change_or_try(&datastore.name, dry_run, set).await?;
+        if !dry_run {
+            datastore.set_entry(changed.state.clone());
+        }
+        let mut view = view(&datastore);
+        if datastore.trouble().is_none() {
+            word(if changed.state.maintenance { Health::Maintenance } else { Health::Online })
+                .clone_into(&mut view.health);
+        }
+        Ok(view)
     }
 
     pub(super) async fn do_list_bases(self: Arc<Self>, query: ListQuery) -> Result<Page<BaseView>> {
@@ -165,19 +220,22 @@ async fn look(datastore: &Datastore) {
     }
 }
 
+fn word(health: Health) -> &'static str {
+    match health {
+        Health::Online => "online",
+        Health::Degraded => "degraded",
+        Health::Maintenance => "maintenance",
+        Health::Offline => "offline",
+    }
+}
+
 fn view(datastore: &Datastore) -> DatastoreView {
     let entry = datastore.entry();
     let bases = datastore.table.bases();
     DatastoreView {
         name: datastore.name.to_string(),
         url: entry.url,
-        health: match datastore.health() {
-            Health::Online => "online",
-            Health::Degraded => "degraded",
-            Health::Maintenance => "maintenance",
-            Health::Offline => "offline",
-        }
-        .to_owned(),
+        health: word(datastore.health()).to_owned(),
         trouble: datastore.trouble().map(|trouble| trouble.to_string()),
         capacity: datastore.capacity(),
         free: datastore.free(),

@@ -40,8 +40,17 @@ pub(super) enum Seal {
 }
 
 impl Seal {
-    fn asked(draft: bool, force: bool) -> Self {
+    pub(super) fn asked(draft: bool, force: bool) -> Self {
         if draft { Self::Draft } else { Self::Check { force } }
+    }
+
+    /// Whether a version with these findings is sealed.
+    pub(super) fn seals(self, findings: &[String]) -> bool {
+        match self {
+            Self::Checked => true,
+            Self::Check { force } => force || findings.is_empty(),
+            Self::Draft => false,
+        }
     }
 }
 
@@ -92,6 +101,13 @@ impl Gateway {
     }
 
     pub(super) async fn do_reference_template(self: Arc<Self>, request: ReferenceTemplate) -> Result<TemplateView> {
+        let (description, publish) = (request.description.clone(), request.publish);
+        let (name, version) = self.referred_to(request).await?;
+        self.add_version(&name, description, publish, version).await
+    }
+
+    /// The version that an image by reference makes; nothing is written.
+    pub(super) async fn referred_to(self: &Arc<Self>, request: ReferenceTemplate) -> Result<(Name, NewVersion)> {
         let name = Name::new(request.name.as_str())?;
         let slots = self.check_slots(request.slots)?;
         check_text(request.description.as_deref())?;
@@ -116,10 +132,10 @@ impl Gateway {
             slots,
             seal,
         };
-        self.add_version(&name, request.description, request.publish, version).await
+        Ok((name, version))
     }
 
-    fn check_slots(&self, slots: Option<u32>) -> Result<u32> {
+    pub(super) fn check_slots(&self, slots: Option<u32>) -> Result<u32> {
         let slots = slots.unwrap_or(self.settings.slots_per_base);
         if (1..=SLOTS_PER_BASE_MAX).contains(&slots) {
             return Ok(slots);
@@ -155,11 +171,7 @@ impl Gateway {
         version: NewVersion,
     ) -> Result<TemplateView> {
         let now_ms = self.clock.now_ms();
-        let sealed = match version.seal {
-            Seal::Checked => true,
-            Seal::Check { force } => force || version.findings.is_empty(),
-            Seal::Draft => false,
-        };
+        let sealed = version.seal.seals(&version.findings);
         let stored = |number: u32| TemplateVersion {
             number,
             state: if sealed { VersionState::Sealed } else { VersionState::Draft },
@@ -175,11 +187,7 @@ impl Gateway {
             findings: version.findings.clone(),
         };
         let add = |template: &mut TemplateEntry| {
-            if template.versions.len() >= VERSIONS_MAX {
-                return Err(Error::exhausted("too-many-versions", format!("it has {VERSIONS_MAX} versions"))
-                    .on(name.as_str())
-                    .hint("delete those that nobody needs"));
-            }
+            check_room(template.versions.len(), name)?;
             let number = template.next_version;
             template.next_version += 1;
             template.versions.push(stored(number));
@@ -313,11 +321,12 @@ impl Gateway {
         self: Arc<Self>,
         name: String,
         version: Option<u32>,
+        dry_run: bool,
     ) -> Result<TemplateView> {
         let name = Name::new(name)?;
         let (changed, _) = self
             .catalog
-            .change(&name, |template: &mut TemplateEntry| {
+            .change_or_try(&name, dry_run, |template: &mut TemplateEntry| {
                 let newest = template.versions.iter().rfind(|v| v.state != VersionState::Deleting).map(|v| v.number);
                 let number = version.or(newest).ok_or_else(|| unknown_version(&name, 0))?;
                 let found = template.version(number).ok_or_else(|| unknown_version(&name, number))?;
@@ -330,16 +339,18 @@ impl Gateway {
                 Ok(())
             })
             .await?;
-        self.open.forget_text(&format!("template/{name}"));
-        self.retain_versions(&changed).await;
+        if !dry_run {
+            self.open.forget_text(&format!("template/{name}"));
+            self.retain_versions(&changed).await;
+        }
         self.template_view(&changed).await
     }
 
-    pub(super) async fn do_rollback_template(self: Arc<Self>, name: String) -> Result<TemplateView> {
+    pub(super) async fn do_rollback_template(self: Arc<Self>, name: String, dry_run: bool) -> Result<TemplateView> {
         let name = Name::new(name)?;
         let (changed, ()) = self
             .catalog
-            .change(&name, |template: &mut TemplateEntry| {
+            .change_or_try(&name, dry_run, |template: &mut TemplateEntry| {
                 while let Some(before) = template.history.pop() {
                     if template.version(before).is_some() && template.published != Some(before) {
                         template.published = Some(before);
@@ -350,7 +361,9 @@ impl Gateway {
                     .on(name.as_str()))
             })
             .await?;
-        self.open.forget_text(&format!("template/{name}"));
+        if !dry_run {
+            self.open.forget_text(&format!("template/{name}"));
+        }
         self.template_view(&changed).await
     }
 
@@ -481,6 +494,16 @@ impl Gateway {
     }
 }
 
+/// Whether a template that has so many versions takes another.
+pub(super) fn check_room(versions: usize, name: &Name) -> Result<()> {
+    if versions < VERSIONS_MAX {
+        return Ok(());
+    }
+    Err(Error::exhausted("too-many-versions", format!("it has {VERSIONS_MAX} versions"))
+        .on(name.as_str())
+        .hint("delete those that nobody needs"))
+}
+
 /// Makes `number` the version that new clones get.
 pub(super) fn publish_version(template: &mut TemplateEntry, number: u32) {
     if template.published == Some(number) {
@@ -514,7 +537,7 @@ pub(super) fn unknown_version(template: &Name, number: u32) -> Error {
         .hint(format!("`clonegate template show {template}` shows its versions"))
 }
 
-fn check_text(text: Option<&str>) -> Result<()> {
+pub(super) fn check_text(text: Option<&str>) -> Result<()> {
     match text {
         Some(text) if text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) => {
             Err(Error::invalid("bad-text", format!("a text of {} bytes", text.len()))

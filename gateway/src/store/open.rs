@@ -161,7 +161,7 @@ fn open_service(config: &StoreConfig, parts: &Parts<'_>, label: String) -> Resul
     let client = client(config, &label)?;
     // Retrying is done by us alone, so that a deadline is a deadline and a count is a count.
     let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, ..RetryConfig::default() };
-    let wrong = |e| bad_setting(&label, e);
+    let wrong = |e| bad_setting(&label, e).hint(HINTS.iter().find(|h| h.0 == parts.scheme).map_or("", |h| h.1));
     let objects = match parts.scheme {
         "s3" => under(s3(config, parts.authority, client, retry).build().map_err(wrong)?, prefix),
         "gs" => under(gcs(config, parts.authority, client, retry).build().map_err(wrong)?, prefix),
@@ -169,6 +169,17 @@ fn open_service(config: &StoreConfig, parts: &Parts<'_>, label: String) -> Resul
     };
     Ok(Opened { objects, label, directory: None })
 }
+
+/// Where each kind of service gets its account and key from.
+const HINTS: [(&str, &str); 3] = [
+    ("s3", "set access_key_id and secret_access_key for it, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("gs", "GOOGLE_APPLICATION_CREDENTIALS names the key file of a service account, or secret_access_key has its JSON"),
+    (
+        "az",
+        "access_key_id is the storage account and secret_access_key its key, or set AZURE_STORAGE_ACCOUNT_NAME and \
+         AZURE_STORAGE_ACCOUNT_KEY",
+    ),
+];
 
 /// What the builders below would take, or report in their own words only when the first request fails.
 fn check_settings(config: &StoreConfig, parts: &Parts<'_>, label: &str) -> Result<()> {
@@ -353,6 +364,27 @@ mod tests {
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
         assert!(Store::open(&endpoint("http://minio:9000/"), &Clock::system()).is_ok());
+    }
+
+    #[test]
+    fn a_service_whose_account_or_key_is_missing_says_where_they_come_from() {
+        let azure = |account: Option<&str>, key: Option<&str>| StoreConfig {
+            access_key_id: account.map(Into::into),
+            secret_access_key: key.map(Secret::new),
+            ..StoreConfig::new("az://container/x")
+        };
+        let google =
+            StoreConfig { secret_access_key: Some(Secret::new("no JSON")), ..StoreConfig::new("gs://bucket/x") };
+        for (config, word) in [
+            (azure(None, None), "AZURE_STORAGE_ACCOUNT_NAME"),
+            (azure(Some("account"), Some("not base64!")), "AZURE_STORAGE_ACCOUNT_KEY"),
+            (google, "GOOGLE_APPLICATION_CREDENTIALS"),
+        ] {
+            let error = Store::open(&config, &Clock::system()).unwrap_err();
+            assert_eq!(error.code(), "bad-store-setting", "{error}");
+            assert!(error.what_to_do().unwrap().contains(word), "{error}");
+            assert!(!error.to_string().contains("not base64!"), "{error}");
+        }
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Volume {
             Some(id) => Some(bases.base(id).await?),
             None => None,
         };
-        let version = own::version_of(&log);
+        let version = own::version_of(&record, &log);
         let what = match record.kind {
             VolumeKind::LinkedClone => "linked clone",
             VolumeKind::FullClone => "full clone",
@@ -268,6 +268,15 @@ impl Volume {
     /// `NotFound` with code `unknown-snapshot`.
     pub async fn drop_snapshot(&self, name: Name) -> Result<()> {
         self.core.operate(Operation::DropSnapshot(name)).await
+    }
+
+    /// Whether there is a snapshot of this name.
+    ///
+    /// # Errors
+    /// `NotFound` with code `unknown-snapshot`.
+    pub fn check_snapshot(&self, name: &Name) -> Result<()> {
+        let there = self.status().snapshots.iter().any(|snapshot| snapshot.name == *name);
+        if there { Ok(()) } else { Err(self.core.unknown_snapshot(name)) }
     }
 
     /// A snapshot as a read-only device. It does not keep the volume open.

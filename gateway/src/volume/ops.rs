@@ -55,7 +55,7 @@ impl Core {
     pub(super) fn unknown_snapshot(&self, name: &Name) -> Error {
         Error::not_found("unknown-snapshot", format!("there is no snapshot {name}"))
             .on(self.record.name.to_string())
-            .hint("list its snapshots")
+            .hint(format!("clonegate clone snapshots {}", self.record.name))
     }
 }
 
@@ -181,7 +181,7 @@ impl Committer {
         base: Option<Arc<dyn BaseRead>>,
     ) -> Result<()> {
         let (change, time_ms) = (record.change, record.time_ms);
-        let life = self.next.epoch.0;
+        let life = super::own::life(&self.core.record, self.next.epoch);
         self.forget_parts(upto);
         self.put_alone(record, upto).await?;
         let mut state = self.core.state.write();

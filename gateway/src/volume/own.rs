@@ -145,7 +145,7 @@ impl Core {
         log: crate::delta::state::LogState,
         base: Option<Arc<dyn super::base::BaseRead>>,
     ) {
-        state.version = version_of(&log);
+        state.version = version_of(&self.record, &log);
         state.modified_ms = log.modified_ms;
         state.log = log;
         state.base = base;
@@ -360,17 +360,28 @@ pub(super) async fn is_torn(
     }
 }
 
+/// The life that an epoch gives to versions. It is of this record alone: a clone made again under its name, or one that was moved, counts
+/// its epochs and changes from the beginning, and must not say of other bytes what was said before.
+pub(super) fn life(record: &CloneRecord, epoch: Epoch) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&record.nonce.0[..8]);
+    u64::from_le_bytes(first).wrapping_add(epoch.0) & !OF_A_BASE
+}
+
+/// Set in the lives of versions that are those of a base.
+const OF_A_BASE: u64 = 1 << 63;
+
 /// The version of the bytes that a log adds up to. Two gateways that read the same log say the same.
-pub(super) fn version_of(log: &crate::delta::state::LogState) -> Version {
+pub(super) fn version_of(record: &CloneRecord, log: &crate::delta::state::LogState) -> Version {
     let life = if log.change == 0 {
         // Never changed: the bytes are those of its base.
         log.image.base.map_or(0, |base| {
             let mut first = [0; 8];
             first.copy_from_slice(&base.bytes()[..8]);
-            u64::from_le_bytes(first) | 1 << 63
+            u64::from_le_bytes(first) | OF_A_BASE
         })
     } else {
-        log.changed_in.0
+        life(record, log.changed_in)
     };
     Version { life, change: log.change }
 }

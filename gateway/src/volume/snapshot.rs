@@ -59,7 +59,7 @@ impl Core {
             description: format!("snapshot {name} of {}", self.record.name),
             modified_ms: kept.time_ms,
         };
-        let version = Version { life: kept.at.epoch.0, change: kept.at.sequence.0 };
+        let version = Version { life: super::own::life(&self.record, kept.at.epoch), change: kept.at.sequence.0 };
         let (store, engine) = (self.store.clone(), Arc::clone(&self.engine));
         Ok(Arc::new(SnapshotDevice { info, version, store, engine, base, map, objects }))
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use clonegate_core::format::clone::Durability;
 use clonegate_core::format::frame::BLOCK;
+use clonegate_core::ids::Epoch;
 use clonegate_core::limits::COMMIT_EXTENTS_MAX;
 use clonegate_core::units::{BLOCK_BYTES, ByteRange};
 use clonegate_core::{Error, Result};
@@ -187,8 +188,8 @@ impl Core {
         // A batch that is full may become several commits. Each has a number that nobody was told: the bytes in between are of no moment
         // that there was.
         let change = state.version.change + 1 + if full { 1 + (bytes >> 20) } else { 0 };
-        let epoch = state.log.at.map_or(0, |at| at.epoch.0);
-        state.version = Version { life: epoch, change };
+        let epoch = state.log.at.map_or(Epoch(0), |at| at.epoch);
+        state.version = Version { life: super::own::life(&self.record, epoch), change };
         state.modified_ms = self.engine.clock.now_ms();
         if state.open_since.is_none() {
             state.open_since = Some(Instant::now());

@@ -91,6 +91,11 @@ async fn a_full_clone_outlives_its_template_its_bases_and_its_gateway() {
         "a dry run does nothing"
     );
     let job = done(&gateway, gateway.create_full_clone(full("f"), false).await.unwrap()).await;
+    let alerts = gateway.alerts().await.unwrap();
+    assert!(
+        alerts.iter().all(|alert| alert.name != "f"),
+        "it holds all that it is, and nothing is about to be full: {alerts:?}"
+    );
     assert_eq!((job.kind.as_str(), job.subject.as_str(), job.done), ("full-clone", "f", 10 * MIB as u64));
     take_the_source_away(&gateway).await;
     assert_eq!(all(&gateway, "f").await, bytes);

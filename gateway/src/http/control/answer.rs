@@ -12,13 +12,26 @@ use serde::de::DeserializeOwned;
 use utoipa::IntoParams;
 
 use crate::http::problem;
-use crate::lifecycle::views::ListQuery;
+use crate::lifecycle::views::{ListQuery, Touched};
 
 /// What every handler returns.
 pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 
 /// What a handler returns that makes something.
 pub(crate) type Created<T> = Result<(StatusCode, Json<T>), Refusal>;
+
+/// What a handler returns that makes something, or says what it would make.
+pub(crate) type MadeOrPlan = Result<Response, Refusal>;
+
+/// 201 and what was made.
+pub(crate) fn made(view: impl serde::Serialize) -> MadeOrPlan {
+    Ok((StatusCode::CREATED, Json(view)).into_response())
+}
+
+/// 200 and what would be touched.
+pub(crate) fn plan(touched: Touched) -> MadeOrPlan {
+    Ok(Json(touched).into_response())
+}
 
 /// Which part of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]

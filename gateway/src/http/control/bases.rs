@@ -4,16 +4,20 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
+use serde::Deserialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, DryRun, ListParams, Query};
+use super::answer::{Answer, DryRun, JsonBody, ListParams, Query, Refusal};
+use super::full_clones::answer;
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{BaseView, Page, Touched};
+use crate::lifecycle::views::{BaseView, JobView, Page, Touched, WarmCache};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show)).routes(routes!(retire))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show)).routes(routes!(retire)).routes(routes!(warm))
 }
 
 /// All bases.
@@ -36,4 +40,25 @@ async fn retire(
     Query(query): Query<DryRun>,
 ) -> Answer<Touched> {
     Ok(Json(gateway.retire_base(&id, query.dry_run).await?))
+}
+
+/// How much of a base is fetched.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Warm {
+    /// All that is not zero, instead of what boots touch.
+    #[serde(default)]
+    whole: bool,
+}
+
+/// Fetches a base into the iCache of this gateway before machines ask.
+#[utoipa::path(post, path = "/v1/bases/{base}/warm", tag = "bases", params(("base" = String, Path, description = "Id"), DryRun), request_body = Warm, responses((status = 202, description = "The job", body = JobView), (status = 200, description = "What a dry run would fetch", body = Touched), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn warm(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    Query(query): Query<DryRun>,
+    JsonBody(request): JsonBody<Warm>,
+) -> Result<Response, Refusal> {
+    let request = WarmCache { bases: vec![id], whole: request.whole, ..WarmCache::default() };
+    answer(gateway.warm_cache(request, query.dry_run).await?)
 }

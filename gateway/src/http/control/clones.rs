@@ -79,13 +79,15 @@ struct SnapshotName {
 }
 
 /// Keeps the present state of a clone under a name.
-#[utoipa::path(post, path = "/v1/clones/{clone}/snapshot", tag = "clones", params(("clone" = String, Path, description = "Name or id")), request_body = SnapshotName, responses((status = 201, body = SnapshotView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/snapshot", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = SnapshotName, responses((status = 201, body = SnapshotView), (status = 200, description = "What a dry run would make", body = SnapshotView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn snapshot(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<SnapshotName>,
 ) -> Created<SnapshotView> {
-    Ok((StatusCode::CREATED, Json(gateway.snapshot_clone(&clone, &request.name).await?)))
+    let status = if query.dry_run { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(gateway.snapshot_clone_or_try(&clone, &request.name, query.dry_run).await?)))
 }
 
 /// Brings a clone back to a snapshot.

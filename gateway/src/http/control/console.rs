@@ -11,7 +11,7 @@ pub(super) async fn console() -> impl IntoResponse {
         // The page may talk to this server alone, and runs no script but its own.
         (
             CONTENT_SECURITY_POLICY,
-            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'",
         ),
         (CACHE_CONTROL, "no-cache"),
     ];

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query};
+use super::answer::{Answer, DryRun, JsonBody, ListParams, MadeOrPlan, Query, made, plan};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
 use crate::lifecycle::views::{AddDatastore, DatastoreView, Page, Touched};
@@ -30,9 +29,16 @@ async fn list(State(gateway): State<Arc<Gateway>>, Query(params): Query<ListPara
 }
 
 /// Adds a datastore, once its store has been probed.
-#[utoipa::path(post, path = "/v1/datastores", tag = "datastores", request_body = AddDatastore, responses((status = 201, body = DatastoreView), (status = 409, body = Problem)))]
-async fn add(State(gateway): State<Arc<Gateway>>, JsonBody(request): JsonBody<AddDatastore>) -> Created<DatastoreView> {
-    Ok((StatusCode::CREATED, Json(gateway.add_datastore(request).await?)))
+#[utoipa::path(post, path = "/v1/datastores", tag = "datastores", params(DryRun), request_body = AddDatastore, responses((status = 201, body = DatastoreView), (status = 200, description = "What a dry run would add; its store is read, not probed", body = Touched), (status = 409, body = Problem)))]
+async fn add(
+    State(gateway): State<Arc<Gateway>>,
+    Query(query): Query<DryRun>,
+    JsonBody(request): JsonBody<AddDatastore>,
+) -> MadeOrPlan {
+    if query.dry_run {
+        return plan(gateway.plan_datastore(request).await?);
+    }
+    made(gateway.add_datastore(request).await?)
 }
 
 /// One datastore.
@@ -52,9 +58,13 @@ async fn remove(
 }
 
 /// Proves anew that its store honours put-if-absent.
-#[utoipa::path(post, path = "/v1/datastores/{datastore}/probe", tag = "datastores", params(("datastore" = String, Path, description = "Name")), responses((status = 200, body = DatastoreView), (status = 404, body = Problem)))]
-async fn probe(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) -> Answer<DatastoreView> {
-    Ok(Json(gateway.probe_datastore(&name).await?))
+#[utoipa::path(post, path = "/v1/datastores/{datastore}/probe", tag = "datastores", params(("datastore" = String, Path, description = "Name"), DryRun), responses((status = 200, description = "How it is; a dry run does not probe", body = DatastoreView), (status = 404, body = Problem)))]
+async fn probe(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<DatastoreView> {
+    Ok(Json(gateway.probe_datastore_or_try(&name, query.dry_run).await?))
 }
 
 /// Whether a datastore takes new clones.
@@ -66,11 +76,12 @@ struct Maintenance {
 }
 
 /// Takes a datastore into maintenance, or out of it.
-#[utoipa::path(post, path = "/v1/datastores/{datastore}/maintenance", tag = "datastores", params(("datastore" = String, Path, description = "Name")), request_body = Maintenance, responses((status = 200, body = DatastoreView), (status = 404, body = Problem)))]
+#[utoipa::path(post, path = "/v1/datastores/{datastore}/maintenance", tag = "datastores", params(("datastore" = String, Path, description = "Name"), DryRun), request_body = Maintenance, responses((status = 200, body = DatastoreView), (status = 404, body = Problem)))]
 async fn maintenance(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Maintenance>,
 ) -> Answer<DatastoreView> {
-    Ok(Json(gateway.set_maintenance(&name, request.on).await?))
+    Ok(Json(gateway.set_maintenance_or_try(&name, request.on, query.dry_run).await?))
 }

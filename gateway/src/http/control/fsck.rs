@@ -29,10 +29,13 @@ struct FsckQuery {
     /// Read every block and chunk and verify its checksum.
     #[serde(default)]
     deep: bool,
+    /// Look only, whatever `repair` says.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// Looks whether everything stored is owned and there.
 #[utoipa::path(post, path = "/v1/fsck", tag = "fsck", params(FsckQuery), responses((status = 200, body = FsckReport)))]
 async fn fsck(State(gateway): State<Arc<Gateway>>, Query(query): Query<FsckQuery>) -> Answer<FsckReport> {
-    Ok(Json(gateway.fsck(query.repair, query.grace_ms, query.deep).await?))
+    Ok(Json(gateway.fsck(query.repair && !query.dry_run, query.grace_ms, query.deep).await?))
 }

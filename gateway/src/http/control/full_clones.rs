@@ -25,7 +25,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
 }
 
 /// 200 with what it would touch, or 202 with the job.
-fn answer(started: Started) -> Result<Response, Refusal> {
+pub(super) fn answer(started: Started) -> Result<Response, Refusal> {
     Ok(match started {
         Started::Would(touched) => Json(touched).into_response(),
         Started::Job(job) => accepted(*job),

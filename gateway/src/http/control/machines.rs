@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use http::StatusCode;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Created, DryRun, JsonBody, Query};
+use super::answer::{Answer, DryRun, JsonBody, MadeOrPlan, Query, made, plan};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
 use crate::lifecycle::views::{
@@ -59,13 +58,14 @@ struct Steer {
 }
 
 /// Pauses, resumes, promotes, rolls back or ends the newest update of a template's clones.
-#[utoipa::path(post, path = "/v1/updates/{template}", tag = "clones", params(("template" = String, Path, description = "Name")), request_body = Steer, responses((status = 200, body = UpdatedClones), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/updates/{template}", tag = "clones", params(("template" = String, Path, description = "Name"), DryRun), request_body = Steer, responses((status = 200, body = UpdatedClones), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn steer_update(
     State(gateway): State<Arc<Gateway>>,
     Path(template): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Steer>,
 ) -> Answer<UpdatedClones> {
-    Ok(Json(gateway.steer_update(&template, request.action).await?))
+    Ok(Json(gateway.steer_update_or_try(&template, request.action, query.dry_run).await?))
 }
 
 /// Takes the last reset, restore or update of a clone back, with what it held then.
@@ -79,22 +79,27 @@ async fn undo(
 }
 
 /// Gives a snapshot of a clone up.
-#[utoipa::path(delete, path = "/v1/clones/{clone}/snapshots/{snapshot}", tag = "clones", params(("clone" = String, Path, description = "Name or id"), ("snapshot" = String, Path, description = "Name")), responses((status = 200, body = SnapshotView), (status = 404, body = Problem)))]
+#[utoipa::path(delete, path = "/v1/clones/{clone}/snapshots/{snapshot}", tag = "clones", params(("clone" = String, Path, description = "Name or id"), ("snapshot" = String, Path, description = "Name"), DryRun), responses((status = 200, body = SnapshotView), (status = 404, body = Problem)))]
 async fn drop_snapshot(
     State(gateway): State<Arc<Gateway>>,
     Path((clone, snapshot)): Path<(String, String)>,
+    Query(query): Query<DryRun>,
 ) -> Answer<SnapshotView> {
-    Ok(Json(gateway.drop_snapshot(&clone, &snapshot).await?))
+    Ok(Json(gateway.drop_snapshot_or_try(&clone, &snapshot, query.dry_run).await?))
 }
 
 /// Makes a template version of what a clone reads as now; only what changed is stored.
-#[utoipa::path(post, path = "/v1/clones/{clone}/to-template", tag = "clones", params(("clone" = String, Path, description = "Name or id")), request_body = ToTemplate, responses((status = 201, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/to-template", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = ToTemplate, responses((status = 201, body = TemplateView), (status = 200, description = "What a dry run would make", body = Touched), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn to_template(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<ToTemplate>,
-) -> Created<TemplateView> {
-    Ok((StatusCode::CREATED, Json(gateway.clone_to_template(&clone, request).await?)))
+) -> MadeOrPlan {
+    if query.dry_run {
+        return plan(gateway.plan_to_template(&clone, request).await?);
+    }
+    made(gateway.clone_to_template(&clone, request).await?)
 }
 
 /// What happened to a machine.
@@ -106,13 +111,14 @@ struct Power {
 }
 
 /// Tells that a machine was switched on or off, or that its user logged off; policies decide what follows.
-#[utoipa::path(post, path = "/v1/clones/{clone}/power", tag = "clones", params(("clone" = String, Path, description = "Name or id")), request_body = Power, responses((status = 200, body = PowerOutcome), (status = 404, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/power", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = Power, responses((status = 200, body = PowerOutcome), (status = 404, body = Problem)))]
 async fn power(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Power>,
 ) -> Answer<PowerOutcome> {
-    Ok(Json(gateway.power_clone(&clone, request.event).await?))
+    Ok(Json(gateway.power_clone_or_try(&clone, request.event, query.dry_run).await?))
 }
 
 /// Why a clone is held.
@@ -124,19 +130,24 @@ struct Hold {
 }
 
 /// Holds a clone: nothing discards what it has written.
-#[utoipa::path(post, path = "/v1/clones/{clone}/hold", tag = "clones", params(("clone" = String, Path, description = "Name or id")), request_body = Hold, responses((status = 200, body = Touched), (status = 404, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/hold", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = Hold, responses((status = 200, body = Touched), (status = 404, body = Problem)))]
 async fn hold(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Hold>,
 ) -> Answer<Touched> {
-    Ok(Json(gateway.hold_clone(&clone, Some(request.reason)).await?))
+    Ok(Json(gateway.hold_clone_or_try(&clone, Some(request.reason), query.dry_run).await?))
 }
 
 /// Lets a held clone go.
-#[utoipa::path(post, path = "/v1/clones/{clone}/release", tag = "clones", params(("clone" = String, Path, description = "Name or id")), responses((status = 200, body = Touched), (status = 404, body = Problem)))]
-async fn release(State(gateway): State<Arc<Gateway>>, Path(clone): Path<String>) -> Answer<Touched> {
-    Ok(Json(gateway.hold_clone(&clone, None).await?))
+#[utoipa::path(post, path = "/v1/clones/{clone}/release", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), responses((status = 200, body = Touched), (status = 404, body = Problem)))]
+async fn release(
+    State(gateway): State<Arc<Gateway>>,
+    Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<Touched> {
+    Ok(Json(gateway.hold_clone_or_try(&clone, None, query.dry_run).await?))
 }
 
 /// How long a delta is to last. What is absent stays as it is.
@@ -152,13 +163,15 @@ struct Lasting {
 }
 
 /// Says whether a clone's delta is meant to last, and when it is discarded besides.
-#[utoipa::path(post, path = "/v1/clones/{clone}/lifetime", tag = "clones", params(("clone" = String, Path, description = "Name or id")), request_body = Lasting, responses((status = 200, body = Touched), (status = 404, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/lifetime", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = Lasting, responses((status = 200, body = Touched), (status = 404, body = Problem)))]
 async fn lifetime(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Lasting>,
 ) -> Answer<Touched> {
-    Ok(Json(gateway.set_lifetime(&clone, request.lifetime.map(Into::into), request.reset).await?))
+    let lifetime = request.lifetime.map(Into::into);
+    Ok(Json(gateway.set_lifetime_or_try(&clone, lifetime, request.reset, query.dry_run).await?))
 }
 
 /// What is asked about space.

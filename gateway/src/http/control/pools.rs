@@ -48,13 +48,14 @@ async fn show(State(gateway): State<Arc<Gateway>>, Path(pool): Path<String>) -> 
 }
 
 /// Changes a pool; its clones follow.
-#[utoipa::path(patch, path = "/v1/pools/{pool}", tag = "pools", params(("pool" = String, Path, description = "Name")), request_body = ChangePool, responses((status = 200, body = PoolView), (status = 404, body = Problem)))]
+#[utoipa::path(patch, path = "/v1/pools/{pool}", tag = "pools", params(("pool" = String, Path, description = "Name"), DryRun), request_body = ChangePool, responses((status = 200, body = PoolView), (status = 404, body = Problem)))]
 async fn change(
     State(gateway): State<Arc<Gateway>>,
     Path(pool): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<ChangePool>,
 ) -> Answer<PoolView> {
-    Ok(Json(gateway.change_pool(&pool, request).await?))
+    Ok(Json(gateway.change_pool_or_try(&pool, request, query.dry_run).await?))
 }
 
 /// How a pool is deleted.
@@ -107,13 +108,14 @@ struct User {
 }
 
 /// Gives a user a clone: the one that he has, or a free one.
-#[utoipa::path(post, path = "/v1/pools/{pool}/allocate", tag = "pools", params(("pool" = String, Path, description = "Name")), request_body = User, responses((status = 200, body = Allocated), (status = 404, body = Problem), (status = 507, body = Problem)))]
+#[utoipa::path(post, path = "/v1/pools/{pool}/allocate", tag = "pools", params(("pool" = String, Path, description = "Name"), DryRun), request_body = User, responses((status = 200, body = Allocated), (status = 404, body = Problem), (status = 507, body = Problem)))]
 async fn allocate(
     State(gateway): State<Arc<Gateway>>,
     Path(pool): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<User>,
 ) -> Answer<Allocated> {
-    Ok(Json(gateway.allocate(&pool, &request.user).await?))
+    Ok(Json(gateway.allocate_or_try(&pool, &request.user, query.dry_run).await?))
 }
 
 /// Whose clone goes back.

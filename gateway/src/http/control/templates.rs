@@ -7,14 +7,13 @@ use axum::extract::{FromRequest, Path, Request, State};
 use clonegate_core::Error;
 use clonegate_core::format::sparse::MEDIA_TYPE;
 use futures::{StreamExt, TryStreamExt};
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query};
+use super::answer::{Answer, DryRun, JsonBody, ListParams, MadeOrPlan, Query, made, plan};
 use crate::http::problem::Problem;
 use crate::import::{Input, NoProgress};
 use crate::lifecycle::Gateway;
@@ -74,19 +73,24 @@ struct Publish {
 }
 
 /// Gives new clones this version from now on.
-#[utoipa::path(post, path = "/v1/templates/{template}/publish", tag = "templates", params(("template" = String, Path, description = "Name")), request_body = Publish, responses((status = 200, body = TemplateView), (status = 404, body = Problem)))]
+#[utoipa::path(post, path = "/v1/templates/{template}/publish", tag = "templates", params(("template" = String, Path, description = "Name"), DryRun), request_body = Publish, responses((status = 200, body = TemplateView), (status = 404, body = Problem)))]
 async fn publish(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Publish>,
 ) -> Answer<TemplateView> {
-    Ok(Json(gateway.publish_template(&name, request.version).await?))
+    Ok(Json(gateway.publish_template_or_try(&name, request.version, query.dry_run).await?))
 }
 
 /// Gives new clones the version that was published before.
-#[utoipa::path(post, path = "/v1/templates/{template}/rollback", tag = "templates", params(("template" = String, Path, description = "Name")), responses((status = 200, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn rollback(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) -> Answer<TemplateView> {
-    Ok(Json(gateway.rollback_template(&name).await?))
+#[utoipa::path(post, path = "/v1/templates/{template}/rollback", tag = "templates", params(("template" = String, Path, description = "Name"), DryRun), responses((status = 200, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn rollback(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    Query(query): Query<DryRun>,
+) -> Answer<TemplateView> {
+    Ok(Json(gateway.rollback_template_or_try(&name, query.dry_run).await?))
 }
 
 /// Chooses a draft.
@@ -102,13 +106,14 @@ struct SealDraft {
 }
 
 /// Looks into a draft for what would make its clones the same machine, and seals it: from then on it can be published.
-#[utoipa::path(post, path = "/v1/templates/{template}/seal", tag = "templates", params(("template" = String, Path, description = "Name")), request_body = SealDraft, responses((status = 200, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/templates/{template}/seal", tag = "templates", params(("template" = String, Path, description = "Name"), DryRun), request_body = SealDraft, responses((status = 200, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn seal(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
+    Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<SealDraft>,
 ) -> Answer<TemplateView> {
-    Ok(Json(gateway.seal_template(&name, request.version, request.force).await?))
+    Ok(Json(gateway.seal_template_or_try(&name, request.version, request.force, query.dry_run).await?))
 }
 
 /// How many old versions stay.
@@ -177,6 +182,9 @@ struct UploadQuery {
     /// Seal it whatever the checks find.
     #[serde(default)]
     force: bool,
+    /// Only say what would be made; an upload is not read.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// Makes a version, and the template when it is the first: of an uploaded image, a sparse frame stream, or of one that lies in a
@@ -185,28 +193,33 @@ struct UploadQuery {
     post, path = "/v1/templates/{template}/versions", tag = "templates",
     params(("template" = String, Path, description = "Name"), UploadQuery),
     request_body(content((Reference = "application/json"), (Vec<u8> = "application/vnd.clonegate.sparse")), description = "Where the image is, or the image itself"),
-    responses((status = 201, body = TemplateView), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 415, body = Problem))
+    responses((status = 201, body = TemplateView), (status = 200, description = "What a dry run would make", body = Touched), (status = 400, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 415, body = Problem))
 )]
 async fn add_version(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
     Query(query): Query<UploadQuery>,
     request: Request,
-) -> Created<TemplateView> {
-    let made = if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE) {
-        let UploadQuery { datastore, description, origin, publish, slots, draft, force } = query;
+) -> MadeOrPlan {
+    let dry_run = query.dry_run;
+    if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE) {
+        let UploadQuery { datastore, description, origin, publish, slots, draft, force, dry_run: _ } = query;
         let upload = ImportTemplate { name, datastore, description, origin, publish, slots, draft, force };
+        if dry_run {
+            return plan(gateway.plan_import(upload).await?);
+        }
         // Not by axum's body extractors: those have a limit.
         let stream = request.into_body().into_data_stream().map_err(|error| {
             Error::invalid("body-broken", "the upload broke off").because(error).hint("send it again: nothing was kept")
         });
-        gateway.import_template(upload, Input::Frames(stream.boxed()), Arc::new(NoProgress)).await?
+        made(gateway.import_template(upload, Input::Frames(stream.boxed()), Arc::new(NoProgress)).await?)
     } else {
         let JsonBody(reference) = JsonBody::<Reference>::from_request(request, &()).await?;
         let Reference { by_reference: url, datastore, description, publish, slots, draft, force } = reference;
-        gateway
-            .reference_template(ReferenceTemplate { name, datastore, description, publish, slots, draft, force, url })
-            .await?
-    };
-    Ok((StatusCode::CREATED, Json(made)))
+        let request = ReferenceTemplate { name, datastore, description, publish, slots, draft, force, url };
+        if dry_run {
+            return plan(gateway.plan_reference(request).await?);
+        }
+        made(gateway.reference_template(request).await?)
+    }
 }

@@ -344,6 +344,7 @@ fn refused(refusal: Refusal, size: u64, name: &str) -> Response<Body> {
     let error = match refusal {
         Refusal::Unsatisfiable => {
             Error::invalid("range-unsatisfiable", format!("no range begins within the {size} bytes of the volume"))
+                .hint("begin below its size, which Content-Range and HEAD say")
         }
         Refusal::TooMany => {
             Error::invalid("too-many-ranges", format!("a request may name at most {HTTP_RANGES_MAX} ranges"))

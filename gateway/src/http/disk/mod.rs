@@ -18,7 +18,7 @@ pub(crate) use body::Body;
 pub(crate) use get::at_once;
 pub(crate) use route::DiskRoute;
 
-use super::problem;
+use super::problem::{self, Problem};
 use super::service::Shared;
 use super::watch::Watch;
 use crate::device::read_only;
@@ -41,8 +41,9 @@ pub(crate) async fn serve(shared: &Shared, watch: &Arc<Watch>, request: Request<
             Err(error) => problem::respond(&error).map(Body::full),
         },
         Method::PUT if route.never_written() => {
-            let mut response = problem::respond(&read_only(route.export().as_str()));
-            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            let status = StatusCode::METHOD_NOT_ALLOWED.as_u16();
+            let problem = Problem { status, ..Problem::of(&read_only(route.export().as_str())) };
+            let mut response = problem.into_response();
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             response.map(Body::full)
         }

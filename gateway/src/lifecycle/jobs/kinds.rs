@@ -1,7 +1,7 @@
 //! The kinds of jobs that there are, and who does their work. The words are stored: one that is in use is never given another meaning.
 
 use super::Work;
-use crate::lifecycle::{full, moving, orders, pool_jobs, promote, rebalance, rollouts};
+use crate::lifecycle::{full, moving, orders, pool_jobs, promote, rebalance, rollouts, warm};
 
 /// Those whose caller waits: they do not wait for their turn behind long ones.
 pub(super) const SHORT: [&str; 2] = [orders::KIND, pool_jobs::KIND];
@@ -16,5 +16,6 @@ pub(super) fn all() -> Vec<(&'static str, Work)> {
         (rollouts::KIND, rollouts::work),
         (orders::KIND, orders::work),
         (pool_jobs::KIND, pool_jobs::work),
+        (warm::KIND, warm::work),
     ]
 }

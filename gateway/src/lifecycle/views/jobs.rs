@@ -186,6 +186,21 @@ pub struct Rebalance {
     pub clones: Option<u32>,
 }
 
+/// Fetches bases into the iCache of the gateway that is asked. Without templates and bases, one of each published version.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmCache {
+    /// Templates whose published version is meant.
+    #[serde(default)]
+    pub templates: Vec<String>,
+    /// Ids of bases.
+    #[serde(default)]
+    pub bases: Vec<String>,
+    /// All that is not zero, instead of what boots touch.
+    #[serde(default)]
+    pub whole: bool,
+}
+
 /// What came of a request for long work.
 #[derive(Debug, Clone)]
 pub enum Started {

@@ -471,6 +471,9 @@ pub struct CacheView {
     pub joins: u64,
     /// Bytes fetched from stores.
     pub store_bytes: u64,
+    /// Bytes handed out without a fetch of their own.
+    #[serde(default)]
+    pub spared_bytes: u64,
 }
 
 /// A snapshot of a clone.
