@@ -34,7 +34,8 @@ sysroot=$($rustc --print sysroot)
 # A small stack keeps the memory of a call small: there are fewer pages to clean after it. And it begins with what a question over a
 # hundred bases takes: to grow is a system call or two, in each call.
 export CARGO_ENCODED_RUSTFLAGS="-Clink-arg=-zstack-size=131072"$'\x1f'"-Clink-arg=--initial-memory=262144"$'\x1f'"--remap-path-prefix=$root=/clonegate"$'\x1f'"--remap-path-prefix=$cargo_home=/cargo"$'\x1f'"--remap-path-prefix=$(readlink -f "$sysroot/lib/rustlib/src/rust" 2>/dev/null || echo /rust)=/rust"$'\x1f'"--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rust"
-export CARGO_TARGET_DIR=${CLONEGATE_PLUGIN_TARGET:-$root/target/plugins}
+host_target=${CARGO_TARGET_DIR:-$root/target}
+export CARGO_TARGET_DIR=${CLONEGATE_PLUGIN_TARGET:-$host_target/plugins}
 packages=()
 for crate in plugins/*/Cargo.toml; do
     packages+=(-p "$(sed -n 's/^name = "\(.*\)"/\1/p' "$crate" | head -1)")
@@ -42,12 +43,12 @@ done
 "${cargo[@]}" build --locked --profile plugin --target $target "${std[@]}" "${packages[@]}" >&2
 unset CARGO_ENCODED_RUSTFLAGS
 cores=$CARGO_TARGET_DIR/$target/plugin
-unset CARGO_TARGET_DIR
+export CARGO_TARGET_DIR=$host_target
 
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 "$host_cargo" build --quiet --workspace --bin clonegate-policy >&2
-pack=$(realpath "${CARGO_TARGET_DIR:-target}/debug/clonegate-policy")
+pack=$(realpath "$host_target/debug/clonegate-policy")
 for crate in plugins/*/Cargo.toml; do
     package=$(sed -n 's/^name = "\(.*\)"/\1/p' "$crate" | head -1)
     "$pack" pack "$cores/${package//-/_}.wasm" "$made/$(basename "$(dirname "$crate")").wasm"

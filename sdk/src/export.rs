@@ -39,6 +39,7 @@ macro_rules! export {
                 fn configure(
                     settings: ::std::string::String,
                 ) -> ::core::result::Result<(), ::std::vec::Vec<$crate::bindings::common::exports::clonegate::policy::plugin::Problem>> {
+                    $crate::log::__log_panics();
                     match <$policy as $crate::Settings>::from_json(&settings) {
                         Ok(policy) => {
                             POLICY.with(|slot| *slot.borrow_mut() = policy);

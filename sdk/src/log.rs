@@ -1,7 +1,7 @@
 //! Lines that are kept with the decision: `info!("{} has {} clones", base.id, base.deltas)`.
 //!
 //! A call may write 32 lines of 1 KiB, 8 KiB together; what is beyond is left away and marked. In native tests the lines are
-//! read with [`take`].
+//! read with [`take`]. The message of a panic is a line of level `Error`.
 
 /// How important a line is; `Warn` and above also reach the gateway's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +26,19 @@ pub fn write(level: Level, message: &str) {
         Level::Error => log::Level::Error,
     };
     log::write(level, message);
+}
+
+/// Makes the message of a panic a line of the log: what the host sees of it is only that the plugin crashed.
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+pub fn __log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let what = panic.payload_as_str().unwrap_or("a panic without a message");
+        match panic.location() {
+            Some(at) => write(Level::Error, &format!("panicked at {at}: {what}")),
+            None => write(Level::Error, &format!("panicked: {what}")),
+        }
+    }));
 }
 
 #[cfg(not(target_arch = "wasm32"))]

@@ -200,7 +200,7 @@ def esp(path, efi):
     return ["-drive", f"file={path}/esp.img,format=raw,if=none,id=esp,readonly=on", "-device", "virtio-blk-pci,drive=esp,bootindex=0"]
 
 
-ARGUMENTS = "console=ttyS0,115200 quiet panic=5 clonegate.root=none"
+ARGUMENTS = "console=ttyS0,115200 quiet panic=5 no_timer_check clonegate.root=none"
 
 
 def ipxe(script, firmware):

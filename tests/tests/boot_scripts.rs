@@ -219,7 +219,7 @@ fn fat_image(gateway: &Gateway, files: &[(&str, &[u8])]) -> Option<PathBuf> {
     let image = gateway.dir().join("fat.raw");
     std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
     let path = image.display().to_string();
-    run("mkfs.vfat", &[&path]);
+    run("mkfs.vfat", &["-R", "2", &path]);
     for (name, bytes) in files {
         let file = gateway.dir().join(name);
         std::fs::write(&file, bytes).unwrap();
@@ -277,6 +277,8 @@ fn the_files_of_a_volume_are_found_by_hand() {
     assert_eq!(beyond.field("content-range"), Some("bytes */1000"));
     let efi = get(&gateway, "/v1/clones/pc/files/-/boot.efi");
     assert_eq!(efi.field("content-type"), Some("application/efi"));
+    // Many EFI partitions have two reserved sectors, which the library warns of whenever it looks.
+    assert!(!gateway.output().contains("fatfs"), "{}", gateway.output());
     for path in ["/../x", "/a/%2e%2e/x", "/a%00b", "/a%ffb"] {
         let reply = get(&gateway, &format!("/v1/clones/pc/files/-{path}"));
         assert_eq!((reply.status, reply.code().as_str()), (400, "bad-path"), "{path}");

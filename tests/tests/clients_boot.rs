@@ -109,7 +109,7 @@ fn a_clone_that_is_reset_or_deleted_during_a_boot_is_never_read_as_a_mixture() {
     let nbd = nbd(&gateway, &clone);
 
     // Kernel and initrd by URL: the script sees that they are of two states, and begins again with the new one.
-    let args = "boot.args=console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
+    let args = "boot.args=console=ttyS0,115200 quiet panic=5 no_timer_check clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
     let labels = ["boot.mac=52:54:00:c1:0e:09", "boot.kernel=/boot/vmlinuz", "boot.initrd=/boot/initrd", args];
     gateway.cli_ok(&[&["clone", "label", &clone][..], &labels].concat());
     let reset = || drop(gateway.cli_ok(&["clone", "reset", &clone]));
@@ -136,8 +136,7 @@ fn a_debian_keeps_its_root_through_a_dead_gateway_and_a_reboot_and_loses_it_by_a
     let mut gateway = Gateway::up(&["--clones", "1"]);
     gateway.cli_ok(&["template", "import", "debian", image.to_str().unwrap(), "--format", "raw"]);
     gateway.cli_ok(&["clone", "create", "pc", "--template", "debian", "--lifetime", "ephemeral"]);
-    let args =
-        "boot.args=console=ttyS0,115200 quiet panic=5 systemd.show_status=1 ip=dhcp nbdroot={nbd} root=/dev/nbd0p1 rw";
+    let args = "boot.args=console=ttyS0,115200 quiet panic=5 no_timer_check systemd.show_status=1 ip=dhcp nbdroot={nbd} root=/dev/nbd0p1 rw";
     let labels = ["boot.mac=52:54:00:c1:0e:0d", "boot.kernel=/boot/vmlinuz", "boot.initrd=/boot/initrd.img", args];
     gateway.cli_ok(&[&["clone", "label", "pc"][..], &labels].concat());
     let chain = format!("chain http://{HOST}:{}/boot.ipxe", gateway.http().port());
@@ -176,7 +175,7 @@ fn ipxe_for_uefi_boots_a_real_linux() {
 
 fn a_machine_is_known_by_its_mac_and_gets_kernel_and_root_of_its_clone() {
     let (gateway, _) = linux();
-    let args = "console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
+    let args = "console=ttyS0,115200 quiet panic=5 no_timer_check clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
     let labels = [
         "boot.mac=52-54-00-C1-0E-07",
         "boot.kernel=/boot/vmlinuz",
@@ -209,7 +208,7 @@ fn uefi_http_boot_runs_grub_which_reads_kernel_and_initrd_out_of_the_volume() {
     let nbd = format!("{HOST}:{}/pc", gateway.nbd().port());
     let config = format!(
         "echo GRUB-BY-HTTP\nnet_bootp\n\
-         linux {files}/boot/vmlinuz console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}\n\
+         linux {files}/boot/vmlinuz console=ttyS0,115200 quiet panic=5 no_timer_check clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}\n\
          initrd {files}/boot/initrd\necho GRUB-HAS-BOTH\nboot\necho BOOT-FAIL grub\n"
     );
     uefi::grub(&efi.path().join("grub.efi"), &config);

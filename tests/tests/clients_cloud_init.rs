@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 fn boot(gateway: &Gateway, image: &cloud::CloudImage, clone: &str, disks: &[&str], options: &str) -> Serial {
     let mut machine = Machine::new(Firmware::Bios);
     let append = format!(
-        "console=ttyS0,115200 quiet panic=5 root=LABEL=CLOUDROOT rw systemd.show_status=0 cloud.users=anna,debian {options}"
+        "console=ttyS0,115200 quiet panic=5 no_timer_check root=LABEL=CLOUDROOT rw systemd.show_status=0 cloud.users=anna,debian {options}"
     );
     let (kernel, initrd) = (image.kernel.display().to_string(), image.initrd.display().to_string());
     machine = machine.with(&["-kernel", &kernel, "-initrd", &initrd, "-append", &append]);

@@ -213,7 +213,7 @@ fn a_machine_with_nothing_but_firmware_comes_up_by_uefi_http_boot_and_dnsmasq() 
     let image = images::linux().disk;
     gateway.cli_ok(&["template", "import", "linux", image.to_str().unwrap(), "--format", "raw"]);
     gateway.cli_ok(&["clone", "create", "pc", "--template", "linux"]);
-    let args = "console=ttyS0,115200 quiet panic=5 clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
+    let args = "console=ttyS0,115200 quiet panic=5 no_timer_check clonegate.root=LABEL=CLONEROOT clonegate.nbd={nbd}";
     let kernel = ["boot.mac=52:54:00:c1:0e:77", "boot.kernel=/boot/vmlinuz", "boot.initrd=/boot/initrd"];
     gateway.cli_ok(&[&["clone", "label", "pc"][..], &kernel, &[&format!("boot.args={args}")]].concat());
 
@@ -232,7 +232,7 @@ fn a_system_with_dracut_has_its_root_on_a_clone() {
     let gateway = Gateway::up_at(http, nbd, &["--clones", "1"], &[]);
     gateway.cli_ok(&["template", "import", "debian", image.to_str().unwrap(), "--format", "raw"]);
     gateway.cli_ok(&["clone", "create", "pc", "--template", "debian"]);
-    let args = "boot.args=console=ttyS0,115200 quiet panic=5 systemd.show_status=0 ip=dhcp rd.neednet=1 netroot=nbd:10.77.0.1:pc \
+    let args = "boot.args=console=ttyS0,115200 quiet panic=5 no_timer_check systemd.show_status=0 ip=dhcp rd.neednet=1 netroot=nbd:10.77.0.1:pc \
                 root=LABEL=DEBIANROOT rw";
     let labels = ["boot.mac=52:54:00:c1:0e:0e", "boot.kernel=/boot/vmlinuz", "boot.initrd=/boot/initramfs.img", args];
     gateway.cli_ok(&[&["clone", "label", "pc"][..], &labels].concat());

@@ -124,3 +124,57 @@ async fn a_store_without_room_says_so_and_goes_on_when_there_is_some() {
     let text = gateway.cli_ok(&["fsck"]);
     assert!(text.contains("clean"), "{text}");
 }
+
+/// Takes the last free page of a disk.
+fn take_the_rest(disk: &SmallDisk, file: &mut std::fs::File) {
+    use std::io::Write as _;
+    while file.write_all(&[7; 4096]).is_ok() {}
+    let stat = rustix::fs::statvfs(disk.path()).unwrap();
+    assert_eq!(stat.f_bavail, 0, "there is room left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_one_free_byte_is_opened_and_emptied_by_deleting() {
+    let Some(disk) = SmallDisk::mount(64) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut filler = std::fs::File::create(disk.path().join("filler")).unwrap();
+    let config = config(&disk.path().join("home"), &disk.path().join("store"));
+    let mut gateway = Serve::start(&dir.path().join("gateway"), &config, &[]);
+    for name in ["d", "e"] {
+        gateway.cli_ok(&["disk", "create", name, "64MiB", "--durability", "object"]);
+    }
+    let mut connection = open(&gateway).await;
+    assert_eq!(call(&mut connection, Command::Read, 0, &[]).await, 0);
+    let mut block = 0;
+    loop {
+        assert!(block < 1000, "64 MiB never fill up");
+        assert_eq!(call(&mut connection, Command::Write, block, &[1; BLOCK]).await, 0);
+        if call(&mut connection, Command::Flush, 0, &[]).await != 0 {
+            break;
+        }
+        block += 1;
+    }
+    take_the_rest(&disk, &mut filler);
+    // A stop does not wait for room that nobody makes; a start needs some itself.
+    drop(connection);
+    assert!(gateway.terminate(), "{}", gateway.output());
+    gateway.restart();
+    take_the_rest(&disk, &mut filler);
+    let shown = gateway.cli_ok(&["datastore", "show", "main"]);
+    assert!(shown.contains("online"), "{shown}");
+    gateway.cli_ok(&["disk", "delete", "d"]);
+    assert_eq!(gateway.cli(&["disk", "show", "d"]).status.code(), Some(3));
+    // What it held goes in the background, and is room for others.
+    let mut free = 0;
+    for _ in 0..600 {
+        free = rustix::fs::statvfs(disk.path()).unwrap().f_bavail * 4096;
+        if free > 16 << 20 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(free > 16 << 20, "{free} bytes are free:\n{}", gateway.output());
+    gateway.cli_ok(&["disk", "create", "f", "1MiB", "--durability", "object"]);
+    let text = gateway.cli_ok(&["fsck"]);
+    assert!(text.contains("clean"), "{text}");
+}

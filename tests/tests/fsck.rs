@@ -86,7 +86,8 @@ fn below(dir: &Path, part: &str) -> Vec<PathBuf> {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.to_string_lossy().contains(part) {
+            } else if path.to_string_lossy().contains(part) && !path.to_string_lossy().contains('#') {
+                // One that is still being written has another name in a moment.
                 found.push(path);
             }
         }

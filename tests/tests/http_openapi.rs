@@ -61,3 +61,22 @@ fn every_route_is_described() {
         }
     }
 }
+
+#[test]
+fn every_change_can_be_tried() {
+    // Bytes of disks, what has a trial of its own, and what changes nothing that anybody has.
+    let others = ["put /v1/clones/{clone}/disk", "put /v1/disks/{disk}", "post /v1/datastores/{datastore}/probe"];
+    let mut wrong = Vec::new();
+    for (path, item) in document()["paths"].as_object().unwrap() {
+        for method in ["post", "put", "patch", "delete"] {
+            let Some(operation) = item.get(method) else { continue };
+            let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+            let known = parameters.iter().any(|parameter| parameter["name"] == "dry_run");
+            let name = format!("{method} {path}");
+            if known == others.contains(&name.as_str()) {
+                wrong.push(name);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "without `dry_run`, or with one though it is said to have none: {wrong:?}");
+}

@@ -13,6 +13,12 @@ fn json(gateway: &Gateway, arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&gateway.cli_ok(&arguments)).unwrap()
 }
 
+/// Whether the newest update is to this version.
+fn has_begun(gateway: &Gateway, target: u64) -> bool {
+    let shown = gateway.cli(&["update", "show", "t", "--output", "json"]);
+    serde_json::from_slice::<serde_json::Value>(&shown.stdout).is_ok_and(|view| view["version"] == target)
+}
+
 #[test]
 fn an_update_that_is_killed_goes_on_after_the_start_and_leaves_nothing_behind() {
     let mut gateway = Gateway::up(&["--clones", "0"]);
@@ -26,13 +32,17 @@ fn an_update_that_is_killed_goes_on_after_the_start_and_leaves_nothing_behind() 
     }
     gateway.cli_ok(&["clone", "create", "c", "--template", "t:1", "--count", &CLONES.to_string()]);
     let mut kills_that_met_it = 0;
-    for (round, target) in (0..4).zip([2, 3, 1, 2]) {
+    for (round, target) in (0..4).zip([2_u64, 3, 1, 2]) {
         let (server, to) = (gateway.url(""), format!("t:{target}"));
         let update = thread::spawn(move || {
             let arguments = ["clone", "update", "--template", &to, "--max-unavailable", "8", "--server", &server];
             clonegate_tests::gateway::command(arguments).output().unwrap()
         });
-        thread::sleep(Duration::from_millis(150 + 150 * round));
+        // It is killed once it was begun, however slow the machine is; some way into it, if it takes that long.
+        while !update.is_finished() && !has_begun(&gateway, target) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(Duration::from_millis(60 * round));
         gateway.kill();
         update.join().unwrap();
         gateway.start();
@@ -40,7 +50,7 @@ fn an_update_that_is_killed_goes_on_after_the_start_and_leaves_nothing_behind() 
             continue;
         }
         let mut view = json(&gateway, &["update", "show", "t"]);
-        for _ in 0..400 {
+        for _ in 0..2400 {
             if view["state"] != "running" {
                 break;
             }

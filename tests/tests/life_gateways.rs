@@ -160,7 +160,7 @@ async fn what_is_referenced_is_not_deleted_and_the_referrers_are_listed() {
         assert_eq!(gateway.show_clone(clone).await.unwrap_err().code(), "unknown-clone");
     }
     // The slots go in the background.
-    for _ in 0..200 {
+    for _ in 0..3000 {
         if gateway.delete_template("t", None, false).await.is_ok() {
             break;
         }

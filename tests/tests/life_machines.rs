@@ -20,6 +20,11 @@ use clonegate_core::ids::Name;
 use clonegate_core::units::ByteRange;
 
 async fn gateway(dir: &Path, number: u8) -> Arc<Gateway> {
+    gateway_with_grace(dir, number, Duration::from_millis(50)).await
+}
+
+/// A gateway for which a good-bye that nobody follows for so long is a power-off.
+async fn gateway_with_grace(dir: &Path, number: u8, grace: Duration) -> Arc<Gateway> {
     let clock = Clock::system();
     let url = |part: &str| StoreConfig::new(format!("file://{}/{part}", dir.display()));
     let settings = GatewaySettings {
@@ -31,7 +36,7 @@ async fn gateway(dir: &Path, number: u8) -> Arc<Gateway> {
         icache_bytes: 16 << 20,
         delta: DeltaSettings { journal: Some(dir.join(format!("journal-{number}"))), ..DeltaSettings::default() },
         idle_close: Duration::from_secs(300),
-        power_off_grace: Duration::from_millis(50),
+        power_off_grace: grace,
         slots_per_base: 128,
     };
     Gateway::start(settings, Arc::new(BuiltIn), clock).await.unwrap()
@@ -72,7 +77,7 @@ fn update(version: Option<u32>) -> UpdateClones {
 
 /// Waits until a clone is as it should become.
 async fn until(gateway: &Gateway, clone: &str, is: impl Fn(&CloneView) -> bool) {
-    for _ in 0..400 {
+    for _ in 0..2400 {
         if is(&gateway.show_clone(clone).await.unwrap()) {
             return;
         }
@@ -200,12 +205,14 @@ async fn only_a_clean_goodbye_resets_and_only_what_is_ephemeral() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconnect_a_migration_and_a_look_are_no_power_off() {
     let dir = tempfile::tempdir().unwrap();
-    let gateway = gateway(dir.path(), 1).await;
+    // So long that a slow machine comes back within it.
+    let within = Duration::from_secs(2);
+    let gateway = gateway_with_grace(dir.path(), 1, within).await;
     import(&gateway, "t", 1, None).await;
     let ephemeral = CreateClones { lifetime: Some(LifetimeView::Ephemeral), ..order("pool", "t", None) };
     gateway.create_clones(ephemeral, false).await.unwrap();
     let attach = async |client: &str| gateway.attach("pool".parse().unwrap(), by(client)).await.unwrap();
-    let grace = async || tokio::time::sleep(Duration::from_millis(300)).await;
+    let grace = async || tokio::time::sleep(within * 3 / 2).await;
     let machine = attach("10.0.0.1").await;
     machine.begin_write().unwrap();
     machine.device().write(0, bytes::Bytes::from_static(b"mine"), Default::default()).await.unwrap();

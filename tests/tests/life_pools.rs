@@ -70,7 +70,7 @@ async fn a_floating_clone_goes_back_empty_and_a_dedicated_one_stays_with_its_use
             assert_eq!(read(&gateway, &got, 0).await, b"hers");
         } else {
             until(&gateway, &got, |clone| clone.last_reset_ms.is_some()).await;
-            for _ in 0..100 {
+            for _ in 0..2400 {
                 if gateway.show_pool(of).await.unwrap().free == 1 {
                     break;
                 }
@@ -100,7 +100,7 @@ async fn a_pool_grows_for_its_spares_scales_and_is_not_deleted_under_its_users()
         got.insert(gateway.allocate("lab", user).await.unwrap().clone);
     }
     assert_eq!(got.len(), 4, "it grew past its size");
-    for _ in 0..200 {
+    for _ in 0..2400 {
         if gateway.show_pool("lab").await.unwrap().free == 2 {
             break;
         }

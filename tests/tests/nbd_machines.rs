@@ -84,7 +84,7 @@ fn a_machine_that_installs_survives_a_gateway_that_is_killed_under_it() {
             "-initrd",
             &initrd,
             "-append",
-            "console=ttyS0 quiet panic=1",
+            "console=ttyS0 quiet panic=1 no_timer_check",
         ],
     );
     let mut resets = 0;

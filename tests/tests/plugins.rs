@@ -7,7 +7,7 @@ use std::process::Command;
 
 use clonegate_tests::Gateway;
 use clonegate_tests::gateway::{command, program};
-use clonegate_tests::programs::required;
+use clonegate_tests::programs::{find, required};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -22,7 +22,8 @@ fn cargo_shim(bin: &Path) -> Option<()> {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let has = |sysroot: String, path: &str| Path::new(&sysroot).join(path).exists();
-    let real = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    // By its whole path: a bare name would find the shim, which would run itself for ever.
+    let real = std::env::var("CARGO").ok().or_else(|| find("cargo").map(|path| path.display().to_string()))?;
     let wasm = if says("rustc", &["--print", "sysroot"]).is_some_and(|s| has(s, &format!("lib/rustlib/{target}"))) {
         format!("exec '{real}' \"$@\"")
     } else if says("/usr/bin/rustc", &["--print", "sysroot"]).is_some_and(|s| has(s, "lib/rustlib/src/rust/library"))
@@ -73,6 +74,53 @@ fn the_first_plugin_of_the_page_is_the_one_that_new_writes() {
     assert!(scaffold.starts_with(&shown), "docs/plugins.md and gateway/policy-host/src/scaffold/lib.rs differ");
     let lines = shown.lines().filter(|line| !line.trim().is_empty() && line.trim() != "}").count();
     assert!(lines <= 10, "{lines} lines");
+}
+
+/// Somebody who has the program and no source of it, in a directory that belongs to a workspace of somebody else.
+#[test]
+fn a_new_plugin_passes_its_own_tests_with_nothing_but_the_program() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("Cargo.toml"), "[workspace]\nmembers = []\n").unwrap();
+    let new = |arguments: &[&str]| {
+        let output = command(["plugin", "new"]).args(arguments).current_dir(home.path()).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (code, said) = new(&["least-full"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("least-full/src/lib.rs\n") && said.contains("next: cd least-full && cargo test"), "{said}");
+    for (arguments, exit, says) in [
+        (&["least-full"][..], 4, "least-full: there is something of that name already"),
+        (&["7-up"], 2, "cannot be the name of a plugin"),
+        (&["other", "--sdk", "nowhere"], 2, "nowhere: the SDK is not in this directory"),
+    ] {
+        let (code, said) = new(arguments);
+        assert_eq!(code, Some(exit), "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+    }
+    let mut there: Vec<_> = fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    there.sort();
+    assert_eq!(there, ["Cargo.toml", "least-full"], "a refusal leaves nothing behind");
+
+    let crate_directory = home.path().join("least-full");
+    // The lock of this project, so that nothing is fetched and what was tested is what is built.
+    fs::copy(root().join("Cargo.lock"), crate_directory.join("Cargo.lock")).unwrap();
+    let cargo = |arguments: &[&str]| {
+        let output = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+            .args(arguments)
+            .current_dir(&crate_directory)
+            .env("CARGO_TARGET_DIR", root().join("target/plugins/new"))
+            .env_remove("RUSTFLAGS")
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&said));
+        String::from_utf8_lossy(&said).into_owned()
+    };
+    let said = cargo(&["test", "--offline"]);
+    assert!(said.contains("the_base_with_the_fewest_clones_is_taken ... ok"), "{said}");
+    assert!(!said.contains("warning"), "{said}");
+    cargo(&["fmt", "--all", "--check"]);
 }
 
 #[test]
@@ -130,7 +178,6 @@ fn every_command_of_the_page_does_what_it_says() {
                 .args(["-c", command])
                 .current_dir(&directory)
                 .env("PATH", path)
-                .env("CLONEGATE_SOURCE", root())
                 .env("CLONEGATE_SERVER", gateway.url(""))
                 .env_remove("CARGO_TARGET_DIR")
                 .env_remove("RUSTFLAGS")
@@ -149,6 +196,10 @@ fn every_command_of_the_page_does_what_it_says() {
     let trap = gateway.cli_ok(&["plugin", "decisions", "--limit", "1000"]);
     // On a machine that is busy enough the time is up first.
     assert!(trap.contains("out-of-fuel") || trap.contains("time-out"), "the looping version was asked, and ended");
+    assert!(
+        trap.contains("panicked at src/lib.rs:10:9: nobody thought of oops"),
+        "the panic is in the log of its decision"
+    );
     let beside = trap.lines().filter(|line| line.contains("\"beside"));
     let shadows: Vec<Value> =
         beside.map(|line| serde_json::from_str::<Value>(line).unwrap()["shadow"][0].take()).collect();

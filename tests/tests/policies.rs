@@ -135,8 +135,50 @@ fn wrong_settings_and_missing_plugins_at_start_are_an_alarm_and_no_outage() {
     let metrics = curl(&[&gateway.url("/metrics")]).text();
     let empty = metrics.lines().find(|l| l.starts_with("clonegate_policy_empty_places")).unwrap();
     assert!(empty.ends_with(" 2"), "{empty}");
+    let shown = gateway.cli_ok(&["plugin", "show", "spread"]);
+    assert!(shown.contains("20000000 + 50000 a record, 16.0 MiB, 250 ms") && shown.contains("1 to 100"), "{shown}");
     let said = gateway.output();
     assert!(said.contains("$.share_percent") && said.contains("absent"), "the alarm is in the log too:\n{said}");
+}
+
+#[test]
+fn a_plugin_in_many_places_is_one_value_of_each_metric_and_one_in_none_shows_its_settings() {
+    let chain = r#"[{ plugin = "spread", pools = ["a-*"] }, { plugin = "spread", pools = ["b-*"] }, "default"]"#;
+    let gateway = Gateway::up_with(&["--clones", "0"], &[("CLONEGATE_POLICY_PLACEMENT", chain)]);
+    let none = gateway.cli_ok(&["plugin", "decisions", "--slot", "placement"]);
+    assert_eq!(none, "", "no decision is no line");
+    gateway.cli_ok(&["clone", "create", "c", "--template", "demo"]);
+    let metrics = curl(&[&gateway.url("/metrics")]).text();
+    let mut series: Vec<&str> = metrics
+        .lines()
+        .filter(|line| line.starts_with("clonegate_policy_"))
+        .filter_map(|line| line.rsplit_once(' '))
+        .map(|(series, _)| series)
+        .collect();
+    assert!(series.contains(&r#"clonegate_policy_calls_total{plugin="spread",slot="placement"}"#), "{series:?}");
+    let all = series.len();
+    series.sort_unstable();
+    series.dedup();
+    assert_eq!(series.len(), all, "each series once:\n{metrics}");
+    let idle = gateway.cli_ok(&["plugin", "show", "exam-room"]);
+    assert!(idle.contains("hold_hours") && idle.contains("0 to 720") && idle.contains("available"), "{idle}");
+    let nobody = gateway.cli(&["plugin", "show", "nobody"]);
+    assert_eq!(nobody.status.code(), Some(3), "{nobody:?}");
+}
+
+#[test]
+fn a_question_that_a_plugin_does_not_decide_is_refused_and_no_answer() {
+    let home = tempfile::tempdir().unwrap();
+    let question = root().join("gateway/policy-host/src/scaffold/question.json").display().to_string();
+    for verb in ["run", "bench"] {
+        let output = command(["plugin", verb, &component("exam-room"), "--input", &question])
+            .current_dir(&home)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{verb}: {said}");
+        assert!(said.contains("the question is about placement, and the plugin decides reset"), "{verb}: {said}");
+    }
 }
 
 #[test]

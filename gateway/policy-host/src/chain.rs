@@ -160,11 +160,7 @@ pub(crate) fn decide(
             break;
         }
     }
-    let fault = chain
-        .iter()
-        .rev()
-        .find(|a: &&Attempt| a.call.outcome.is_fault())
-        .map(|a| format!("{} failed ({})", a.plugin, a.call.outcome.summary()));
+    let fault = no_answer(&chain);
     let (answer, by, note) = match found {
         Some((answer, by)) => (answer, by, None),
         None => {
@@ -211,6 +207,18 @@ pub(crate) fn decide(
         shadow,
         us,
     }
+}
+
+/// Why a chain came to nothing: the last plugin of it that failed, else the last that was not asked; none when all had no opinion.
+fn no_answer(chain: &[Attempt]) -> Option<String> {
+    let failed = chain.iter().rev().find(|a| a.call.outcome.is_fault());
+    let failed = failed.map(|a| format!("{} failed ({})", a.plugin, a.call.outcome.summary()));
+    failed.or_else(|| {
+        chain.iter().rev().find_map(|a| match &a.call.outcome {
+            Outcome::Skipped(why) => Some(format!("{} was not asked: {why}", a.plugin)),
+            _ => None,
+        })
+    })
 }
 
 /// The answer of one link, if it has one that can be used. A placement of which nothing holds is asked for once more.

@@ -1,6 +1,6 @@
 //! The plugins of a gateway and their chains: asks, records, and exchanges plugins while it runs.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,8 +16,8 @@ use crate::chain::{self, Link};
 use crate::compile::Compiler;
 use crate::engine::Engine;
 use crate::install::Entry;
-use crate::journal::Journal;
-use crate::limits::Limits;
+use crate::journal::{Journal, Wanted};
+use crate::limits::{Allowance, CallLimits, Limits};
 use crate::plugin::{Plugin, PluginInfo, WIT};
 use crate::record::{BUILT_IN, RECORD_VERSION, Record};
 use crate::workers::{Undone, Workers};
@@ -162,6 +162,30 @@ pub struct LinkStatus {
     pub us: u64,
     /// Fuel of all calls.
     pub fuel: u64,
+    /// What one call may take here.
+    pub limits: LinkLimits,
+}
+
+/// What one call may take at a place in a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LinkLimits {
+    /// Fuel, whatever is asked.
+    pub fuel: u64,
+    /// Fuel for each record of the question on top of it.
+    pub fuel_per_record: u64,
+    /// Linear memory, bytes.
+    pub memory_bytes: usize,
+    /// Time, milliseconds.
+    pub time_ms: u64,
+}
+
+impl LinkLimits {
+    /// What a place without limits of its own gives, or (`own`) another.
+    pub fn of(limits: &Limits, own: &CallLimits) -> Self {
+        let Allowance { fuel, memory_bytes, wall } = Allowance::of(limits, own, 0);
+        let time_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        Self { fuel, fuel_per_record: limits.fuel_per_record, memory_bytes, time_ms }
+    }
 }
 
 /// Figures of a host, for metrics.
@@ -169,7 +193,7 @@ pub struct LinkStatus {
 pub struct HostStats {
     /// Decisions, by slot in the order of [`Slot::ALL`].
     pub decisions: [u64; 3],
-    /// Decisions that the built-in rule made because plugins failed or were too busy.
+    /// Decisions that the built-in rule made because plugins failed, were not asked, or were too busy.
     pub fallbacks: u64,
     /// Places in chains where nobody is asked: the plugin is not there, or its settings are refused.
     pub empty_places: u64,
@@ -256,6 +280,18 @@ impl PolicyHost {
         names.into_iter().map(|name| self.status(name, entries.get(name), &active)).collect()
     }
 
+    /// One plugin. One that is part of the program and in no chain is loaded to see what it is, which takes a moment.
+    pub fn show(&self, name: &str) -> Option<PluginStatus> {
+        let mut found = self.list().into_iter().find(|p| p.name == name)?;
+        if found.info.is_none()
+            && let Some(embedded) = self.settings.embedded.iter().find(|e| e.name == name)
+            && found.links.is_empty()
+        {
+            found.info = self.load(embedded.component, &Compiler::Here).ok().map(|plugin| plugin.info().clone());
+        }
+        Some(found)
+    }
+
     fn status(&self, name: &str, entry: Option<&Entry>, active: &Active) -> PluginStatus {
         let plugin = entry.and_then(|e| e.plugin.as_ref());
         let links: Vec<_> = active
@@ -274,6 +310,7 @@ impl PolicyHost {
                 differed: link.counts.differed.load(Ordering::Relaxed),
                 us: link.counts.us.load(Ordering::Relaxed),
                 fuel: link.counts.fuel.load(Ordering::Relaxed),
+                limits: LinkLimits::of(self.engine.limits(), &link.binding.limits),
             })
             .collect();
         PluginStatus {
@@ -312,50 +349,38 @@ impl PolicyHost {
         }
     }
 
-    /// The newest `limit` decisions since a time, oldest of them first. Reads files.
+    /// The newest `limit` decisions since a time, oldest of them first, as JSON lines of at most so many bytes. Reads files.
     ///
     /// # Errors
-    /// `bad-records` (invalid), `decisions-directory` (unavailable).
-    pub fn decisions(&self, slot: Option<Slot>, since_ms: u64, limit: usize) -> Result<Vec<Record>> {
-        let wanted = |r: &Record| slot.is_none_or(|s| r.question.slot() == s) && r.context.now_ms >= since_ms;
-        let mut found = VecDeque::new();
-        self.each_decision(|record| {
-            if wanted(&record) {
-                if found.len() == limit {
-                    found.pop_front();
-                }
-                found.push_back(record);
-            }
-            true
-        })?;
-        found.truncate(limit);
-        Ok(found.into())
+    /// `decisions-directory` (unavailable).
+    pub fn decisions(&self, slot: Option<Slot>, since_ms: u64, limit: usize, bytes_max: usize) -> Result<Vec<Vec<u8>>> {
+        self.newest(limit, bytes_max, &|r| match r.context.now_ms >= since_ms {
+            false => Wanted::TooOld,
+            true if slot.is_none_or(|s| r.question.slot() == s) => Wanted::Yes,
+            true => Wanted::No,
+        })
     }
 
-    /// One decision by its id. Reads files.
+    /// One decision by its id, as a JSON line. Reads files.
     ///
     /// # Errors
-    /// `bad-records` (invalid), `decisions-directory` (unavailable).
-    pub fn decision(&self, id: &str) -> Result<Option<Record>> {
-        let mut found = None;
-        self.each_decision(|record| {
-            if record.decision == id {
-                found = Some(record);
-            }
-            found.is_none()
-        })?;
-        Ok(found)
+    /// `decisions-directory` (unavailable).
+    pub fn decision(&self, id: &str) -> Result<Option<Vec<u8>>> {
+        let wanted = |r: &Record| if r.decision == id { Wanted::Yes } else { Wanted::No };
+        Ok(self.newest(1, usize::MAX, &wanted)?.pop())
     }
 
-    fn each_decision(&self, mut each: impl FnMut(Record) -> bool) -> Result<()> {
+    fn newest(&self, limit: usize, bytes_max: usize, wanted: &dyn Fn(&Record) -> Wanted) -> Result<Vec<Vec<u8>>> {
         if let Some((directory, _)) = &self.settings.records {
             self.journal.flush();
-            return crate::journal::read(directory, each);
+            return crate::journal::newest(directory, limit, bytes_max, wanted);
         }
         let mut records: Vec<_> = Slot::ALL.into_iter().flat_map(|slot| self.journal.recent(slot)).collect();
         records.sort_by_key(|r| r.context.now_ms);
-        let _ = records.into_iter().all(|record| each(Record::clone(&record)));
-        Ok(())
+        records.retain(|r| wanted(r) == Wanted::Yes);
+        let newest = records.split_off(records.len().saturating_sub(limit));
+        // Records are plain data; writing them to memory cannot fail.
+        Ok(newest.iter().filter_map(|record| serde_json::to_vec(&**record).ok()).collect())
     }
 
     /// The log of decisions.

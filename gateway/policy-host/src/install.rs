@@ -15,7 +15,7 @@ use crate::compile::Compiler;
 use crate::host::PolicyHost;
 use crate::limits::CallLimits;
 use crate::plugin::{Plugin, PluginInfo};
-use crate::previous::Previous;
+use crate::previous::{Previous, Role};
 use crate::replay::Replay;
 
 /// Share of replayed questions that a new version may fail, percent.
@@ -163,12 +163,10 @@ impl PolicyHost {
         if dry_run {
             return Ok(());
         }
-        let before = self.settings.plugins.as_ref().map(|directory| Previous::file(directory, name));
-        for path in self.file(name).into_iter().chain(before) {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(directory_failed(&path, e)),
-                _ => {}
-            }
+        let kept =
+            self.settings.plugins.iter().flat_map(|d| [Role::Previous, Role::Kept].map(|role| role.file(d, name)));
+        for path in self.file(name).into_iter().chain(kept) {
+            remove_file(&path)?;
         }
         entries.remove(name);
         self.ensure(&mut entries, name);
@@ -177,7 +175,7 @@ impl PolicyHost {
     }
 
     /// Looks at the watched directory once: installs what is new or changed, removes what is gone. What is refused is looked at
-    /// again only when the file changes.
+    /// again only when the file changes, or after a restart.
     pub fn scan(&self) {
         let Some(directory) = &self.settings.plugins else { return };
         let files = files(directory);
@@ -191,6 +189,7 @@ impl PolicyHost {
             if let Err(e) = installed {
                 tracing::warn!(plugin = name, error = %e, "a plugin in the watched directory was refused; the one before stays");
                 self.refuse(name, "install", &e);
+                self.keep_at_work(directory, name);
             }
             self.entries.lock().entry(name.clone()).or_default().stamp = Some(*stamp);
         }
@@ -203,21 +202,41 @@ impl PolicyHost {
                 .collect()
         };
         for name in gone {
-            if self.remove(&name, false).is_err() {
-                self.entries.lock().remove(&name);
+            // One that is part of the program stays: what was refused in its place is gone.
+            if self.remove(&name, false).is_err()
+                && let Some(entry) = self.entries.lock().get_mut(&name)
+            {
+                (entry.stamp, entry.problem) = (None, None);
             }
         }
     }
 
-    /// Loads what is in the directory at start, without replay: it was installed before.
+    /// Keeps the version at work, whose file was overwritten by one that was refused: a start finds it again.
+    fn keep_at_work(&self, directory: &Path, name: &str) {
+        let entries = self.entries.lock();
+        let Some(entry) = entries.get(name).filter(|entry| !entry.embedded) else { return };
+        let Some(plugin) = &entry.plugin else { return };
+        let file = Role::Kept.file(directory, name);
+        let at_work = Previous::of(Arc::clone(plugin), Arc::clone(&entry.bytes));
+        if let Err(e) = write_whole(directory, name, &at_work.encode(), &file) {
+            tracing::warn!(plugin = name, error = %e, "the version at work is not kept: it ends with this gateway");
+        }
+    }
+
+    /// Loads what is in the directory at start, without replay: it was installed before. Where a refused file lies in the place of the
+    /// version that was at work, that version; the file is looked at anew by the first [`PolicyHost::scan`].
     pub(crate) fn load_installed(&self) {
         let Some(directory) = &self.settings.plugins else { return };
         let mut entries = self.entries.lock();
+        let bytes_max = self.engine.limits().component_bytes;
         for (name, (path, stamp)) in files(directory) {
-            let loaded = read(&path, self.engine.limits().component_bytes)
-                .and_then(|bytes| self.load(&bytes, &self.settings.compiler).map(|plugin| (plugin, bytes)));
-            let previous = Previous::read(directory, &name, self.engine.limits().component_bytes);
-            let mut entry = Entry { stamp: Some(stamp), previous, ..Entry::default() };
+            let kept = Previous::read(Role::Kept, directory, &name, bytes_max);
+            let stamp = kept.is_none().then_some(stamp);
+            let bytes = kept.map_or_else(|| read(&path, bytes_max), |kept| Ok(kept.bytes.to_vec()));
+            let loaded =
+                bytes.and_then(|bytes| self.load(&bytes, &self.settings.compiler).map(|plugin| (plugin, bytes)));
+            let previous = Previous::read(Role::Previous, directory, &name, bytes_max);
+            let mut entry = Entry { stamp, previous, ..Entry::default() };
             match loaded {
                 Ok((plugin, bytes)) => {
                     entry.plugin = Some(plugin);
@@ -253,7 +272,7 @@ impl PolicyHost {
     }
 
     /// Loads a component, or takes the one that is loaded already: plugins are the same under every name, and compiling is the dear part.
-    fn load(&self, bytes: &[u8], compiler: &Compiler) -> Result<Arc<Plugin>> {
+    pub(crate) fn load(&self, bytes: &[u8], compiler: &Compiler) -> Result<Arc<Plugin>> {
         let digest = blake3::hash(bytes);
         if let Some(plugin) = self.loaded.lock().get(&digest).and_then(Weak::upgrade) {
             return Ok(plugin);
@@ -325,18 +344,28 @@ impl PolicyHost {
     /// Writes the version before, then the installed one. Cut in between, both are the same, and a rollback changes nothing.
     fn keep(&self, name: &str, previous: Option<&Previous>, bytes: &[u8]) -> Result<()> {
         let (Some(path), Some(directory)) = (self.file(name), &self.settings.plugins) else { return Ok(()) };
-        let partial = directory.join(format!(".{name}.partial"));
-        let write = |bytes: &[u8], path: &Path| {
-            fs::write(&partial, bytes)
-                .and_then(|()| fs::File::open(&partial)?.sync_all())
-                .and_then(|()| fs::rename(&partial, path))
-                .map_err(|e| directory_failed(path, e))
-        };
         fs::create_dir_all(directory).map_err(|e| directory_failed(directory, e))?;
         if let Some(previous) = previous {
-            write(&previous.encode(), &Previous::file(directory, name))?;
+            write_whole(directory, name, &previous.encode(), &Role::Previous.file(directory, name))?;
         }
-        write(bytes, &path)
+        write_whole(directory, name, bytes, &path)?;
+        remove_file(&Role::Kept.file(directory, name))
+    }
+}
+
+/// Writes a file beside its place and moves it there, so that nobody finds half of it.
+fn write_whole(directory: &Path, name: &str, bytes: &[u8], path: &Path) -> Result<()> {
+    let partial = directory.join(format!(".{name}.partial"));
+    fs::write(&partial, bytes)
+        .and_then(|()| fs::File::open(&partial)?.sync_all())
+        .and_then(|()| fs::rename(&partial, path))
+        .map_err(|e| directory_failed(path, e))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(directory_failed(path, e)),
+        _ => Ok(()),
     }
 }
 

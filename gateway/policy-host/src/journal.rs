@@ -1,7 +1,7 @@
 //! Decisions on disk: JSON lines in numbered segments, compressed when full, the oldest removed when there are too many bytes.
 //!
 //! Recording never delays a decision: records go to a thread of their own by a bounded queue, and when that is full they are
-//! counted as lost.
+//! counted as lost. Each start begins a segment of its own, so that what a crash tore stays the end of its segment.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +22,8 @@ use crate::record::Record;
 pub const KEPT: usize = 200;
 /// Bytes of JSON in a segment before it is compressed.
 const SEGMENT_BYTES: u64 = 4 << 20;
+/// What a segment counts for at least, however short it is: many short ones are bounded too. Bytes.
+const SEGMENT_BYTES_MIN: u64 = 4 << 10;
 /// Longest line that is read back, bytes.
 const LINE_BYTES_MAX: usize = 4 << 20;
 const QUEUE: usize = 4096;
@@ -62,7 +64,7 @@ impl Journal {
         let mut journal = Self::in_memory();
         for segment in segments(directory).map_err(failed)?.iter().rev().take(2).rev() {
             // What cannot be read back is only missing from the replay before an install.
-            let _ = read_segment(&segment.path, &mut |record| {
+            let _ = read_segment(&segment.path, &mut |record, _| {
                 journal.remember(&Arc::new(record));
                 true
             });
@@ -130,6 +132,9 @@ struct Disk {
 
 impl Disk {
     fn run(&mut self, messages: &Receiver<Message>, lost: &AtomicU64) {
+        if let Err(e) = self.tidy() {
+            tracing::warn!(error = %e, "old decisions were not tidied");
+        }
         loop {
             match messages.recv_timeout(FLUSH) {
                 Ok(Message::Record(record)) => {
@@ -179,15 +184,30 @@ impl Disk {
         self.prune()
     }
 
+    /// Does what the gateway before did not come to: compresses its open segment, and removes what is too much.
+    fn tidy(&self) -> std::io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            if path.to_string_lossy().ends_with(".zst.partial") {
+                fs::remove_file(path)?;
+            }
+        }
+        for segment in segments(&self.directory)?.iter().filter(|s| s.path.extension().is_some_and(|e| e == "jsonl")) {
+            compress(&segment.path)?;
+        }
+        self.prune()
+    }
+
     fn prune(&self) -> std::io::Result<()> {
         let segments = segments(&self.directory)?;
-        let mut total: u64 = segments.iter().map(|s| s.bytes).sum();
+        let counts = |segment: &Segment| segment.bytes.max(SEGMENT_BYTES_MIN);
+        let mut total: u64 = segments.iter().map(counts).sum();
         for segment in segments.iter().take(segments.len().saturating_sub(1)) {
             if total <= self.bytes_max {
                 break;
             }
             fs::remove_file(&segment.path)?;
-            total -= segment.bytes;
+            total -= counts(segment);
         }
         Ok(())
     }
@@ -227,45 +247,114 @@ fn next_number(directory: &Path) -> std::io::Result<u64> {
     Ok(segments(directory)?.last().map_or(0, |s| s.number + 1))
 }
 
-/// Reads recorded decisions of a file (`.jsonl`, `.jsonl.zst`) or of a directory of segments, oldest first, until `each` says
-/// false. A torn last line, as a crash leaves it, is left away.
+/// The newest decisions that are wanted, as lines, oldest first: at most `limit`, and at most `bytes_max` bytes of them. Reads no more of the
+/// files than it needs. A damaged segment is left away, with a warning: the others are still good.
 ///
 /// # Errors
-/// `bad-records` (invalid) with file and line; `decisions-directory` (unavailable).
+/// `decisions-directory` (unavailable).
+pub(crate) fn newest(
+    directory: &Path,
+    limit: usize,
+    bytes_max: usize,
+    wanted: &dyn Fn(&Record) -> Wanted,
+) -> Result<Vec<Vec<u8>>> {
+    let segments = segments(directory).map_err(|e| unreadable(directory, e))?;
+    // The lines of each segment in turn, the newest segment first.
+    let (mut found, mut count, mut bytes) = (Vec::new(), 0, 0);
+    for segment in segments.iter().rev() {
+        let mut lines: VecDeque<Vec<u8>> = VecDeque::new();
+        let (mut here, mut cut, mut too_old) = (0, false, false);
+        let read = read_segment(&segment.path, &mut |record, line| {
+            match wanted(&record) {
+                Wanted::Yes => {
+                    here += line.len();
+                    lines.push_back(line.to_vec());
+                    while count + lines.len() > limit || (bytes + here > bytes_max && !lines.is_empty()) {
+                        here -= lines.pop_front().map_or(0, |line| line.len());
+                        cut = true;
+                    }
+                }
+                Wanted::No => {}
+                Wanted::TooOld => too_old = true,
+            }
+            true
+        });
+        if let Err(e) = read {
+            tracing::warn!(error = %e, "recorded decisions are damaged; the others are read");
+        }
+        count += lines.len();
+        bytes += here;
+        found.push(lines);
+        if cut || too_old || count >= limit {
+            break;
+        }
+    }
+    Ok(found.into_iter().rev().flatten().collect())
+}
+
+/// Whether a decision is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Yes,
+    No,
+    /// No, and no older one either.
+    TooOld,
+}
+
+fn unreadable(path: &Path, e: std::io::Error) -> Error {
+    Error::unavailable("decisions-directory", "recorded decisions cannot be read")
+        .on(path.display().to_string())
+        .because(e)
+}
+
+/// Reads recorded decisions of a file (`.jsonl`, `.jsonl.zst`) or of a directory of segments, oldest first, until `each` says
+/// false. A torn last line, as a crash leaves it, is left away, and so are empty lines.
+///
+/// # Errors
+/// `bad-records` (invalid) with file and line; `no-records` (not found); `decisions-directory` (unavailable).
 pub fn read(path: &Path, mut each: impl FnMut(Record) -> bool) -> Result<()> {
-    let failed = |path: &Path, e| {
-        Error::unavailable("decisions-directory", "recorded decisions cannot be read")
-            .on(path.display().to_string())
-            .because(e)
-    };
     let files = match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => segments(path).map_err(|e| failed(path, e))?.into_iter().map(|s| s.path).collect(),
+        Ok(meta) if meta.is_dir() => {
+            segments(path).map_err(|e| unreadable(path, e))?.into_iter().map(|s| s.path).collect()
+        }
         Ok(_) => vec![path.to_owned()],
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(
                 Error::not_found("no-records", "there are no recorded decisions").on(path.display().to_string())
             );
         }
-        Err(e) => return Err(failed(path, e)),
+        Err(e) => return Err(unreadable(path, e)),
     };
     for file in files {
-        if !read_segment(&file, &mut each)? {
+        if !read_segment(&file, &mut |record, _| each(record))? {
             break;
         }
     }
     Ok(())
 }
 
-fn read_segment(path: &Path, each: &mut dyn FnMut(Record) -> bool) -> Result<bool> {
+/// Opens a segment; none when it was removed meanwhile because there were too many.
+fn open(path: &Path) -> std::io::Result<Option<Box<dyn BufRead>>> {
+    // It may also have been compressed since it was listed.
+    for path in [path.to_owned(), path.with_extension("jsonl.zst")] {
+        match File::open(&path) {
+            Ok(file) if path.extension().is_some_and(|e| e == "zst") => {
+                return Ok(Some(Box::new(BufReader::new(zstd::stream::read::Decoder::new(file)?))));
+            }
+            Ok(file) => return Ok(Some(Box::new(BufReader::new(file)))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}
+
+/// Gives each record with its line, until `each` says false; says whether it never did.
+fn read_segment(path: &Path, each: &mut dyn FnMut(Record, &[u8]) -> bool) -> Result<bool> {
     let bad = |line: usize, what: String| {
         Error::invalid("bad-records", format!("line {line}: {what}")).on(path.display().to_string())
     };
-    let file = File::open(path).map_err(|e| bad(0, e.to_string()))?;
-    let mut reader: Box<dyn BufRead> = if path.extension().is_some_and(|e| e == "zst") {
-        Box::new(BufReader::new(zstd::stream::read::Decoder::new(file).map_err(|e| bad(0, e.to_string()))?))
-    } else {
-        Box::new(BufReader::new(file))
-    };
+    let Some(mut reader) = open(path).map_err(|e| bad(0, e.to_string()))? else { return Ok(true) };
     for number in 1.. {
         let mut line = Vec::new();
         let limit = u64::try_from(LINE_BYTES_MAX).unwrap_or(u64::MAX);
@@ -274,10 +363,13 @@ fn read_segment(path: &Path, each: &mut dyn FnMut(Record) -> bool) -> Result<boo
         if line.is_empty() {
             break;
         }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
         let whole = line.ends_with(b"\n");
         match serde_json::from_slice(&line) {
             Ok(record) => {
-                if !each(record) {
+                if !each(record, &line) {
                     return Ok(false);
                 }
             }

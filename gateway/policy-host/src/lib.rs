@@ -30,7 +30,7 @@ pub use binding::{Binding, Chains, Mode, OnFailure};
 pub use call::{Call, Fault, Outcome, SettingsProblem};
 pub use compile::{CHILD_VERB, Compiler, compile_child_main};
 pub use engine::Engine;
-pub use host::{Embedded, HostSettings, HostStats, LinkStatus, Moment, PluginStatus, PolicyHost};
+pub use host::{Embedded, HostSettings, HostStats, LinkLimits, LinkStatus, Moment, PluginStatus, PolicyHost};
 pub use install::{InstallOptions, InstallReport, check_settings};
 pub use journal::{Journal, KEPT, read as read_records};
 pub use limits::{CallLimits, FUEL_RANGE, Limits, MEMORY_RANGE, WALL_RANGE};

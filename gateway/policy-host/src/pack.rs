@@ -13,6 +13,9 @@ pub enum FileKind {
     Other(&'static str),
 }
 
+/// How the names of the custom sections begin in which WIT generators say the world of a module.
+const WORLD_SECTION: &[u8] = b"component-type";
+
 /// Looks at the first bytes only.
 pub fn kind(bytes: &[u8]) -> FileKind {
     match bytes {
@@ -45,9 +48,25 @@ pub fn pack(core: &[u8]) -> Result<Vec<u8>> {
             "build it for wasm32-unknown-unknown with the SDK or a WIT generator for the package clonegate:policy",
         )
     };
+    // Without it the encoder makes a component that exports nothing.
+    if !core.windows(WORLD_SECTION.len()).any(|bytes| bytes == WORLD_SECTION) {
+        return Err(failed(anyhow::anyhow!("it does not say its world (there is no section `component-type`)")));
+    }
     wit_component::ComponentEncoder::default()
         .validate(true)
         .module(core)
         .and_then(|mut encoder| encoder.encode())
         .map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_no_generator_made_is_refused_and_not_made_an_empty_component() {
+        let error = pack(b"\0asm\x01\0\0\0").unwrap_err();
+        assert_eq!(error.code(), "cannot-pack");
+        assert!(error.message().contains("does not say its world"), "{error}");
+    }
 }

@@ -1,7 +1,8 @@
-//! The version before, kept beside the installed one so that a rollback also works after a restart.
+//! Versions that are kept beside the installed one: the one before, so that a rollback also works after a restart, and the one at work
+//! while a refused file lies in its place, so that it is at work after a restart too.
 //!
-//! The file `.NAME.previous` is a line of JSON that says what it is, and then the component. It begins with a dot and does not end
-//! with `.wasm`, so nobody takes it for a plugin.
+//! The files `.NAME.previous` and `.NAME.kept` are a line of JSON that says what they are, and then the component. They begin with a dot
+//! and do not end with `.wasm`, so nobody takes them for plugins.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,26 @@ use crate::plugin::Plugin;
 /// Longest first line, bytes.
 const LINE_BYTES_MAX: usize = 1024;
 
-/// A version that a rollback brings back.
+/// Why a version is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Role {
+    /// It was replaced; a rollback brings it back.
+    Previous,
+    /// It is at work, and what lies in its place was refused.
+    Kept,
+}
+
+impl Role {
+    pub(crate) fn file(self, directory: &Path, name: &str) -> PathBuf {
+        let role = match self {
+            Self::Previous => "previous",
+            Self::Kept => "kept",
+        };
+        directory.join(format!(".{name}.{role}"))
+    }
+}
+
+/// A version that is kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Previous {
     pub(crate) version: String,
@@ -36,10 +56,6 @@ impl Previous {
         Self { version: plugin.info().version.clone(), bytes, plugin: Some(plugin) }
     }
 
-    pub(crate) fn file(directory: &Path, name: &str) -> PathBuf {
-        directory.join(format!(".{name}.previous"))
-    }
-
     /// The bytes of its file.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let line = Line { version: self.version.clone(), digest: blake3::hash(&self.bytes).to_hex().to_string() };
@@ -51,15 +67,15 @@ impl Previous {
     }
 
     /// Reads it back; none when there is none, or when it is not what was written.
-    pub(crate) fn read(directory: &Path, name: &str, component_bytes_max: usize) -> Option<Self> {
-        let path = Self::file(directory, name);
+    pub(crate) fn read(role: Role, directory: &Path, name: &str, component_bytes_max: usize) -> Option<Self> {
+        let path = role.file(directory, name);
         let length = usize::try_from(fs::metadata(&path).ok()?.len()).ok()?;
         if length > component_bytes_max.saturating_add(LINE_BYTES_MAX) {
             return None;
         }
         let found = Self::decode(&fs::read(&path).ok()?);
         if found.is_none() {
-            tracing::warn!(plugin = name, path = %path.display(), "the version before is damaged; there is nothing to roll back to");
+            tracing::warn!(plugin = name, path = %path.display(), "a version that was kept is damaged, and as if it were not there");
         }
         found
     }

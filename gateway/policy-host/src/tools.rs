@@ -74,6 +74,24 @@ impl Input {
     }
 }
 
+impl Input {
+    /// Whether a plugin can be asked this.
+    ///
+    /// # Errors
+    /// `no-policy` (invalid) when it decides something else.
+    pub fn fits(&self, plugin: &Plugin) -> Result<()> {
+        let (slot, decides) = (self.question.slot(), &plugin.info().slots);
+        if decides.contains(&slot) {
+            return Ok(());
+        }
+        let decides: Vec<_> = decides.iter().map(|slot| slot.name()).collect();
+        Err(Error::invalid(
+            "no-policy",
+            format!("the question is about {slot}, and the plugin decides {}", decides.join(", ")),
+        ))
+    }
+}
+
 /// The smallest part that is wrong, as its JSON path and what is wrong with it.
 fn wrong_part(whole: &Value, question: &Value, path: &str) -> Option<String> {
     fn part<T: DeserializeOwned>(value: &Value, path: String) -> Option<String> {
@@ -120,8 +138,9 @@ pub struct Measured {
 /// Times calls of a plugin, each on a fresh instance as in production.
 ///
 /// # Errors
-/// `does-not-answer` (invalid) when the first call fails; there is nothing to measure then.
+/// `no-policy` (invalid) when it decides something else; `does-not-answer` (invalid) when the first call fails: there is nothing to measure then.
 pub fn measure(plugin: &Plugin, settings: &str, input: &Input, runs: usize) -> Result<Measured> {
+    input.fits(plugin)?;
     let first = plugin.ask(settings, &input.context, &input.question);
     if let Outcome::Trap(fault) | Outcome::Failure(fault) = &first.outcome {
         return Err(Error::invalid("does-not-answer", format!("{} ({})", fault.message, fault.code)));

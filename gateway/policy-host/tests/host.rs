@@ -159,10 +159,13 @@ fn the_breaker_spares_everybody_a_plugin_that_keeps_failing() {
         assert_eq!(ask_at(&host, now, question(1, 1)).chain[0].call.outcome.summary(), "crashed");
     }
     assert_eq!(ask_at(&host, 6, question(1, 1)).chain[0].call.outcome.summary(), "skipped: its breaker is open");
+    let spared = ask_at(&host, 7, question(1, 1));
+    assert_eq!(spared.note.as_deref(), Some("bad was not asked: its breaker is open"));
+    assert_eq!(host.stats().fallbacks, 7, "the built-in rule still stands in, and that is counted");
     let link = host.list().into_iter().find(|p| p.name == "bad").unwrap().links[0].clone();
-    assert_eq!((link.breaker_open_until_ms, link.failed, link.skipped), (Some(30_004), 5, 1));
+    assert_eq!((link.breaker_open_until_ms, link.failed, link.skipped), (Some(30_004), 5, 2));
     install(&host, "bad", &guest());
-    let again = ask_at(&host, 7, question(1, 1));
+    let again = ask_at(&host, 8, question(1, 1));
     assert_eq!(again.chain[0].call.outcome.summary(), "no-opinion", "a new version starts with a closed breaker");
 }
 
@@ -408,4 +411,67 @@ fn the_log_of_decisions_is_bounded_and_survives_a_torn_line() {
     let read = recorded(home.path());
     assert_eq!(read.last().unwrap().context.now_ms, 399);
     assert_eq!(context().decision, "d_test");
+}
+
+#[test]
+fn the_newest_decisions_are_given_by_number_time_and_bytes_and_none_is_no_error() {
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = settings(vec![]);
+    settings.records = Some((home.path().to_owned(), 64 << 20));
+    // Three gateways one after the other: three segments.
+    for start in 0..3 {
+        let host = PolicyHost::start(settings.clone()).unwrap();
+        for n in 0..10 {
+            ask_at(&host, start * 10 + n, question(1, 1));
+        }
+        host.journal().flush();
+    }
+    for records in [settings.records.clone(), None] {
+        let in_memory = records.is_none();
+        let host = PolicyHost::start(HostSettings { records, ..settings.clone() }).unwrap();
+        if in_memory {
+            (0..30).for_each(|n| drop(ask_at(&host, n, question(1, 1))));
+        }
+        let asked = |slot, since, limit, bytes| -> Vec<u64> {
+            let lines = host.decisions(slot, since, limit, bytes).unwrap();
+            lines.iter().map(|line| serde_json::from_slice::<Record>(line).unwrap().context.now_ms).collect()
+        };
+        let any = usize::MAX;
+        assert_eq!(asked(None, 0, any, any), (0..30).collect::<Vec<_>>());
+        assert_eq!(asked(None, 0, 12, any), (18..30).collect::<Vec<_>>());
+        assert_eq!(asked(Some(Slot::Placement), 25, any, any), (25..30).collect::<Vec<_>>());
+        assert_eq!(asked(Some(Slot::Reset), 0, any, any), [0; 0]);
+        assert_eq!(asked(None, 0, 0, any), [0; 0]);
+        let five = host.decisions(None, 0, 5, any).unwrap().iter().map(Vec::len).sum();
+        if !in_memory {
+            assert_eq!(asked(None, 0, any, five), (25..30).collect::<Vec<_>>());
+        }
+    }
+    // A file of records may have empty lines, and a damaged segment harms only itself.
+    let first = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().path()).min().unwrap();
+    std::fs::write(&first, "damaged").unwrap();
+    let host = PolicyHost::start(settings).unwrap();
+    assert_eq!(host.decisions(None, 0, 100, usize::MAX).unwrap().len(), 20);
+    let file = home.path().join("records.txt");
+    std::fs::write(&file, "\n").unwrap();
+    assert!(recorded(&file).is_empty());
+}
+
+#[test]
+fn decisions_of_many_short_lives_are_bounded_too() {
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = settings(vec![]);
+    settings.records = Some((home.path().to_owned(), 64 << 10));
+    for n in 0..40 {
+        let host = PolicyHost::start(settings.clone()).unwrap();
+        ask_at(&host, n, question(20, 100));
+        host.journal().flush();
+    }
+    std::fs::write(home.path().join("0000000007.zst.partial"), b"cut short").unwrap();
+    PolicyHost::start(settings.clone()).unwrap().journal().flush();
+    let files: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    // Each counts for 4 KiB at least: sixteen of them, and those that the last starts opened.
+    assert!(files.len() <= 18, "{} files", files.len());
+    assert!(!files.iter().any(|f| f.extension().is_some_and(|e| e == "partial")));
+    assert_eq!(recorded(home.path()).last().unwrap().context.now_ms, 39);
 }

@@ -104,6 +104,68 @@ fn a_version_before_that_is_damaged_is_none_and_harms_nobody() {
 }
 
 #[test]
+fn a_refused_file_in_the_watched_directory_leaves_the_one_before_at_work_after_a_restart_too() {
+    let home = tempfile::tempdir().unwrap();
+    let (file, kept) = (home.path().join("closed.wasm"), home.path().join(".closed.kept"));
+    let chain = || vec![Binding::of("closed")];
+    let host = start(chain(), Some(home.path()));
+    std::fs::write(&file, refuses("first")).unwrap();
+    host.scan();
+    assert_eq!(says(&host), "first");
+    for (refused, code) in [(b"no plugin".to_vec(), "not-wasm"), (refuses("other")[..900].to_vec(), "bad-component")] {
+        std::fs::write(&file, &refused).unwrap();
+        host.scan();
+        assert_eq!(says(&host), "first");
+        let again = start(chain(), Some(home.path()));
+        assert_eq!(says(&again), "first", "{code}");
+        again.scan();
+        assert_eq!(says(&again), "first", "{code}");
+        let problem = status(&again, "closed").problem.unwrap();
+        assert!(problem.contains(code), "the start says it again: {problem}");
+        assert_eq!(std::fs::read(&file).unwrap(), refused, "the file of the operator is left alone");
+    }
+    // What is mended is installed, with the version that was at work all the while as the one before.
+    let host = start(chain(), Some(home.path()));
+    host.install(Some("closed"), &refuses("second"), ANY).unwrap();
+    assert!(!kept.exists());
+    host.rollback("closed", false).unwrap();
+    assert_eq!(says(&host), "first");
+    std::fs::write(&file, b"again no plugin").unwrap();
+    host.scan();
+    assert!(kept.exists());
+    host.remove("closed", false).unwrap();
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "nothing stays behind");
+}
+
+#[test]
+fn a_refused_file_under_the_name_of_an_embedded_plugin_leaves_that_one_and_its_removal_clears_the_problem() {
+    let home = tempfile::tempdir().unwrap();
+    let host = start(vec![Binding::of("default")], Some(home.path()));
+    let file = home.path().join("default.wasm");
+    std::fs::write(&file, b"no plugin").unwrap();
+    host.scan();
+    let default = status(&host, "default");
+    assert_eq!((default.state, default.embedded, default.problem.is_some()), ("active", true, true));
+    std::fs::remove_file(&file).unwrap();
+    host.scan();
+    let default = status(&host, "default");
+    assert_eq!((default.state, default.embedded, default.problem), ("active", true, None));
+    assert_eq!(ask(&host, question(4, 10)).by, "default");
+}
+
+#[test]
+fn a_plugin_of_the_program_says_what_it_is_before_any_chain_names_it() {
+    let host = start(vec![Binding::of("default")], None);
+    assert_eq!(status(&host, "spread").info, None, "a list loads nothing");
+    let spread = host.show("spread").unwrap();
+    assert_eq!((spread.state, spread.embedded), ("available", true));
+    assert!(spread.info.unwrap().settings_schema.unwrap()["properties"]["share_percent"].is_object());
+    assert!(host.show("nobody").is_none());
+    let place = host.show("default").unwrap().links[0].limits;
+    assert_eq!((place.fuel, place.memory_bytes), (20_000_000, 16 << 20));
+}
+
+#[test]
 fn wrong_settings_at_start_leave_the_slot_to_the_built_in_rule_and_say_where() {
     let wrong = Binding {
         settings: serde_json::json!({ "share_percent": 400, "colour": "red" }),

@@ -228,24 +228,6 @@ impl Catalog {
         Err(busy::<T>(name))
     }
 
-    /// As [`Catalog::change`]; a trial does all of it but write, and gives the state that there would be.
-    ///
-    /// # Errors
-    /// As [`Catalog::change`].
-    pub async fn change_or_try<T: Noun, R: Send>(
-        &self,
-        name: &Name,
-        dry_run: bool,
-        mut change: impl FnMut(&mut T) -> Result<R> + Send,
-    ) -> Result<(Named<T>, R)> {
-        if !dry_run {
-            return self.change(name, change).await;
-        }
-        let mut found: Named<T> = self.get(name).await?;
-        let result = change(&mut found.state)?;
-        Ok((found, result))
-    }
-
     /// Takes the name away. `check` gets the newest state and may refuse.
     ///
     /// # Errors

@@ -83,7 +83,8 @@ pub(super) async fn run(capacity: Capacity, session: &Session) -> Result<(), Fai
     ]);
     let alerts: Vec<AlertView> = session.client()?.get("alerts").await?;
     for alert in alerts {
-        output::line(&format!("{}: {} {} is {} % full", alert.level, alert.kind, alert.name, alert.percent));
+        let detail = alert.detail.map(|detail| format!("; {detail}")).unwrap_or_default();
+        output::line(&format!("{}: {} {} is {} % full{detail}", alert.level, alert.kind, alert.name, alert.percent));
     }
     Ok(())
 }

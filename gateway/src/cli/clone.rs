@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 
+use super::clone_view::{show, show_list};
 use super::export::{self, ExportFile};
 use super::failure::Failure;
 use super::full_clone;
@@ -68,6 +69,8 @@ pub(super) enum Verb {
         /// Give it up
         #[arg(long)]
         drop: bool,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Move clones to another version of their template: metadata only, and the old deltas can be had back for a while
     #[command(
@@ -87,6 +90,8 @@ pub(super) enum Verb {
         /// Whatever the sealing checks find
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Tell that a machine was switched on or off, or that its user logged off; policies decide what follows
     #[command(after_help = "Example:\n  clonegate clone power off desk-001")]
@@ -97,6 +102,8 @@ pub(super) enum Verb {
         /// Names or ids
         #[arg(required = true)]
         clones: Vec<String>,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Make a full clone of a linked one while it is in use: it needs its base no more
     #[command(after_help = "Example:\n  clonegate clone promote desk-001 --dry-run")]
@@ -137,12 +144,16 @@ pub(super) enum Verb {
         /// Why
         #[arg(long)]
         reason: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Let a held clone go
     #[command(after_help = "Example:\n  clonegate clone release desk-001")]
     Release {
         /// Its name or id
         clone: String,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Set and remove labels of a clone: which machine boots from it and how, and what policies see
     #[command(
@@ -177,6 +188,8 @@ pub(super) enum Verb {
         /// It is dropped by no rule any more
         #[arg(long, conflicts_with_all = ["reset_every", "reset_at"])]
         no_rules: bool,
+        #[command(flatten)]
+        dry_run: DryRun,
     },
     /// Show the snapshots of a clone; each can be read as CLONE@SNAPSHOT, by NBD and HTTP
     #[command(after_help = "Example:\n  clonegate clone snapshots desk-001")]
@@ -367,13 +380,19 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             Ok(())
         }
         Verb::Identity(verb) => super::identity::of_clone(verb, session).await,
-        Verb::Snapshot { clone, name, drop } => {
+        Verb::Snapshot { clone, name, drop, dry_run } => {
             let clone = session.segment(&clone);
-            let made: SnapshotView = if drop {
-                client.delete(&format!("clones/{clone}/snapshots/{}", session.segment(&name)), &[]).await?
-            } else {
-                client.post(&format!("clones/{clone}/snapshot"), &[], &serde_json::json!({ "name": name })).await?
-            };
+            let (path, body) = (format!("clones/{clone}/snapshot"), serde_json::json!({ "name": name }));
+            let kept = format!("clones/{clone}/snapshots/{}", session.segment(&name));
+            if dry_run.dry_run && drop {
+                touched("dropped", &client.delete(&kept, &dry_run.query()).await?, session);
+                return Ok(());
+            }
+            if dry_run.tried(&path, &body, "made", session).await? {
+                return Ok(());
+            }
+            let made: SnapshotView =
+                if drop { client.delete(&kept, &[]).await? } else { client.post(&path, &[], &body).await? };
             let done = if drop { "dropped" } else { "made" };
             match session.form {
                 Form::Json => output::json(&made),
@@ -397,16 +416,21 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             say_yes(session, clones, &dry_run, "accept-loss", "opened without them").await
         }
         Verb::TakeOver { clones, dry_run } => say_yes(session, clones, &dry_run, "take-over", "taken over").await,
-        Verb::ToTemplate { clone, template, publish, force } => {
+        Verb::ToTemplate { clone, template, publish, force, dry_run } => {
             let path = format!("clones/{}/to-template", session.segment(&clone));
-            let made = client.post(&path, &[], &ToTemplate { template, publish, force }).await?;
-            super::template::show(&made, session);
+            let body = ToTemplate { template, publish, force };
+            if !dry_run.tried(&path, &body, "made a template version", session).await? {
+                super::template::show(&client.post(&path, &[], &body).await?, session);
+            }
             Ok(())
         }
-        Verb::Power { event, clones } => {
+        Verb::Power { event, clones, dry_run } => {
             for clone in clones {
                 let path = format!("clones/{}/power", session.segment(&clone));
                 let body = serde_json::json!({ "event": PowerEvent::from(event) });
+                if dry_run.tried(&path, &body, "told", session).await? {
+                    continue;
+                }
                 let outcome: PowerOutcome = client.post(&path, &[], &body).await?;
                 match session.form {
                     Form::Json => output::json(&outcome),
@@ -418,23 +442,23 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Verb::Hold { clone, reason } => {
+        Verb::Hold { clone, reason, dry_run } => {
             let path = format!("clones/{}/hold", session.segment(&clone));
-            let done: Touched = client.post(&path, &[], &serde_json::json!({ "reason": reason })).await?;
+            let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({ "reason": reason })).await?;
             touched("held", &done, session);
             Ok(())
         }
-        Verb::Release { clone } => {
+        Verb::Release { clone, dry_run } => {
             let path = format!("clones/{}/release", session.segment(&clone));
-            let done: Touched = client.post(&path, &[], &serde_json::json!({})).await?;
+            let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
             touched("released", &done, session);
             Ok(())
         }
-        Verb::Lifetime { clone, lifetime, rules, no_rules } => {
+        Verb::Lifetime { clone, lifetime, rules, no_rules, dry_run } => {
             let path = format!("clones/{}/lifetime", session.segment(&clone));
             let rules = (no_rules || !rules.is_none()).then(|| rules.view());
             let body = serde_json::json!({ "lifetime": LifetimeView::from(lifetime), "reset": rules });
-            let done: Touched = client.post(&path, &[], &body).await?;
+            let done: Touched = client.post(&path, &dry_run.query(), &body).await?;
             touched("changed", &done, session);
             Ok(())
         }
@@ -523,75 +547,12 @@ async fn create(create: Create, session: &Session) -> Result<(), Failure> {
     let (first, last) = (made.names.first(), made.names.last());
     if let (Some(first), Some(last)) = (first, last) {
         let verb = if made.dry_run { "would be created" } else { "created" };
-        output::line(&format!("{} {verb}: {first} … {last}", made.names.len()));
+        let names = if first == last { first.clone() } else { format!("{first} … {last}") };
+        output::line(&format!("{} {verb}: {names}", made.names.len()));
+    }
+    if made.dry_run {
+        let (now, most) = (output::size(made.copy_bytes), output::size(made.most_bytes));
+        output::line(&format!("{now} are copied first; at most {most} when all of them is written"));
     }
     Ok(())
-}
-
-/// Prints clones.
-pub(super) fn show_list(clones: &[CloneView], session: &Session) {
-    if session.form == Form::Json {
-        output::json(&clones);
-    } else {
-        output::table(&HEADERS, &clones.iter().map(row).collect::<Vec<_>>());
-    }
-}
-
-const HEADERS: [&str; 7] = ["NAME", "TEMPLATE", "DATASTORE", "SIZE", "DURABILITY", "LIFETIME", "ATTACHED"];
-
-fn row(clone: &CloneView) -> Vec<String> {
-    vec![
-        clone.name.clone(),
-        format!("{}:{}", clone.template, clone.version),
-        clone.datastore.clone(),
-        output::size(clone.size),
-        format!("{:?}", clone.durability).to_lowercase(),
-        format!("{:?}", clone.lifetime).to_lowercase(),
-        output::or_dash((!clone.attached.is_empty()).then(|| clone.attached.join(","))),
-    ]
-}
-
-fn show(clone: &CloneView, session: &Session) {
-    if session.form == Form::Json {
-        output::json(clone);
-        return;
-    }
-    let mut facts = vec![
-        ("name", clone.name.clone()),
-        ("id", clone.id.clone()),
-        ("kind", clone.kind.clone()),
-        ("template", format!("{}:{}", clone.template, clone.version)),
-        ("datastore", clone.datastore.clone()),
-        ("base", format!("{} slot {}", output::or_dash(clone.base.clone()), clone.slot)),
-        ("size", format!("{} ({} bytes)", output::size(clone.size), clone.size)),
-        ("durability", format!("{:?}", clone.durability).to_lowercase()),
-        ("lifetime", format!("{:?}", clone.lifetime).to_lowercase()),
-        ("created", output::time(clone.created_ms)),
-        ("disk", format!("{}{}", session.server.trim_end_matches('/'), clone.disk)),
-    ];
-    if !clone.attached.is_empty() {
-        facts.push(("attached", clone.attached.join(", ")));
-    }
-    if let Some(why) = &clone.hold {
-        facts.push(("held", why.clone()));
-    }
-    if let Some(version) = clone.pending_version {
-        facts.push(("waits", format!("moves to version {version} when its machine is off")));
-    }
-    if let (Some(why), true) = (&clone.may_run, clone.attached.is_empty()) {
-        facts.push(("machine", why.clone()));
-    }
-    if let Some(seconds) = clone.reset.every_seconds {
-        facts.push(("reset every", humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()));
-    }
-    if let Some(bytes) = clone.reset.at_bytes {
-        facts.push(("reset at", output::size(bytes)));
-    }
-    if clone.lost_tail {
-        facts.push(("lost-tail", "flushed writes of a lost gateway may be missing".to_owned()));
-    }
-    if let Some(bytes) = clone.delta_bytes {
-        facts.push(("delta", output::size(bytes)));
-    }
-    output::facts(&facts);
 }

@@ -69,7 +69,7 @@ pub(super) fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
 /// Checks the settings of every plugin that is there; says which are not.
 fn policies(config: &config::Config) -> Result<Vec<String>, Failure> {
     let settings = HostSettings { records: None, ..running::host_settings(config)? };
-    let policies = Policies::start(settings, Clock::system())?;
+    let policies = Policies::look(settings, Clock::system())?;
     let mut missing = Vec::new();
     for (slot, plugin, why) in policies.host().empty_places() {
         match policies.host().plugin(&plugin) {

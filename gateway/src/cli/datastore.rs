@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::full_clone;
 use super::jobs::Detach;
 use super::output::{self, Form};
-use super::{DryRun, Session, labels, touched, would};
+use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{AddDatastore, DatastoreView, Touched};
 
 #[derive(Debug, Subcommand)]
@@ -131,10 +131,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
                 overcommit_percent: add.overcommit_percent,
                 labels: labels(&add.labels)?,
             };
-            if add.dry_run.dry_run {
-                let would: Touched = client.post("datastores", &add.dry_run.query(), &request).await?;
-                touched("added", &would, session);
-            } else {
+            if !add.dry_run.tried("datastores", &request, "added", session).await? {
                 show(&client.post("datastores", &[], &request).await?, session);
             }
         }
@@ -163,9 +160,10 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         }
         Verb::Maintenance { name, state, dry_run } => {
             let body = serde_json::json!({ "on": matches!(state, OnOff::On) });
-            let changed = client.post(&format!("{}/maintenance", path(&name)), &dry_run.query(), &body).await?;
-            would(dry_run, session);
-            show(&changed, session);
+            let path = format!("{}/maintenance", path(&name));
+            if !dry_run.tried(&path, &body, "changed", session).await? {
+                show(&client.post(&path, &[], &body).await?, session);
+            }
         }
     }
     Ok(())
@@ -174,7 +172,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
 fn row(datastore: &DatastoreView) -> Vec<String> {
     vec![
         datastore.name.clone(),
-        datastore.health.clone(),
+        if datastore.waiting.is_empty() { datastore.health.clone() } else { "full".to_owned() },
         output::or_dash(datastore.free.map(output::size)),
         output::or_dash(datastore.capacity.map(output::size)),
         datastore.bases.to_string(),
@@ -194,6 +192,8 @@ fn show(datastore: &DatastoreView, session: &Session) {
         ("health", datastore.health.clone()),
         ("capacity", output::or_dash(datastore.capacity.map(output::size))),
         ("free", output::or_dash(datastore.free.map(output::size))),
+        ("reserve", output::size(datastore.reserve)),
+        ("promised", promised(datastore)),
         ("thin", if datastore.thin { "yes" } else { "no: refused for linked clones" }.to_owned()),
         ("bases", datastore.bases.to_string()),
         ("clones", datastore.clones.to_string()),
@@ -202,5 +202,21 @@ fn show(datastore: &DatastoreView, session: &Session) {
     if let Some(trouble) = &datastore.trouble {
         facts.push(("trouble", trouble.clone()));
     }
+    if !datastore.waiting.is_empty() {
+        facts.push(("full", format!("these wait for room: {}", datastore.waiting.join(", "))));
+    }
     output::facts(&facts);
+}
+
+/// What its clones may grow to, beside what may be promised.
+fn promised(datastore: &DatastoreView) -> String {
+    let promised = output::size(datastore.promised);
+    match datastore.capacity {
+        Some(capacity) => {
+            let most = u128::from(capacity) * u128::from(datastore.overcommit_percent) / 100;
+            let most = output::size(u64::try_from(most).unwrap_or(u64::MAX));
+            format!("{promised} to its clones, of {most} ({} % of its capacity)", datastore.overcommit_percent)
+        }
+        None => format!("{promised} to its clones"),
+    }
 }

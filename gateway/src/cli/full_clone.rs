@@ -46,7 +46,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
     match verb {
         Verb::List => {
             let clones: Vec<CloneView> = session.client()?.list("full-clones").await?;
-            super::clone::show_list(&clones, session);
+            super::clone_view::show_list(&clones, session);
             Ok(())
         }
         Verb::Create(create) => {

@@ -70,6 +70,12 @@ pub(super) fn open(path: &Path, format: Format) -> Result<Input> {
     })
 }
 
+/// Bytes that an image takes on this disk, without its holes; 0 for standard input.
+pub(super) fn bytes_on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).map_or(0, |meta| meta.blocks().saturating_mul(512).min(meta.len()))
+}
+
 /// Shows how far an import is: a bar on a terminal, a line for each quarter otherwise.
 #[derive(Clone)]
 pub(super) struct Bar(Arc<Inner>);

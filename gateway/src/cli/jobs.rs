@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use clonegate_core::ErrorKind;
+use clonegate_core::{Error, ErrorKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::client::Client;
@@ -16,6 +16,8 @@ use crate::lifecycle::views::{JobStateView, JobUnitView, JobView, Touched};
 
 /// How often a job that is followed is asked for.
 const ASK: Duration = Duration::from_millis(300);
+/// How long a command follows a job that waits for room in a store.
+const WAITS_MOST: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -85,15 +87,21 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             for job in jobs {
                 let path = format!("{}/cancel", path(&job, session));
                 let done: Touched = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
-                touched("cancelled", &done, session);
+                if done.names.is_empty() && session.form == Form::Table {
+                    output::line(&format!("{job}: {}", done.notes.join("; ")));
+                } else {
+                    touched("cancelled", &done, session);
+                }
             }
             Ok(())
         }
         Verb::Watch { job } => {
             let job: JobView = client.get(&path(&job, session)).await?;
-            let job = watch(&client, job, session).await?;
-            show(&job, session);
-            ended(&job)
+            let job = follow(job, Detach { detach: false }, session).await;
+            if let Ok(job) = &job {
+                show(job, session);
+            }
+            job.map(drop)
         }
     }
 }
@@ -111,19 +119,29 @@ pub(super) async fn follow(job: JobView, detach: Detach, session: &Session) -> R
         return Ok(job);
     }
     let job = watch(&session.client()?, job, session).await?;
+    if let Some(waits) = job.waits.as_ref().filter(|_| !job.state.is_over()) {
+        // It goes on; whoever asked for it has to know now.
+        let hint =
+            format!("it goes on when there is room: clonegate jobs watch {0}; or clonegate jobs cancel {0}", job.id);
+        return Err(Error::exhausted("store-full", waits.clone()).on(job.subject.as_str()).hint(hint).into());
+    }
     ended(&job)?;
     Ok(job)
 }
 
-/// Asks for a job until it is over, and shows how far it is.
+/// Asks for a job until it is over, or waits for room for too long, and shows how far it is.
 async fn watch(client: &Client, mut job: JobView, session: &Session) -> Result<JobView, Failure> {
     let bar = Bar::new(session.form);
     let clock = Clock::system();
     let path = path(&job.id, session);
     let mut failures = 0;
+    let mut free = clock.instant();
     loop {
         bar.show(&job);
-        if job.state.is_over() {
+        if job.waits.is_none() {
+            free = clock.instant();
+        }
+        if job.state.is_over() || free.elapsed() >= WAITS_MOST {
             bar.finish();
             return Ok(job);
         }
@@ -195,7 +213,7 @@ pub(super) fn show(job: &JobView, session: &Session) {
         ("done", done(job)),
         ("asked for", format!("{} by {}", output::time(job.created_ms), job.by)),
     ];
-    if !job.note.is_empty() {
+    if !job.note.is_empty() && !job.state.is_over() {
         facts.push(("now", job.note.clone()));
     }
     facts.extend(job.host.clone().map(|host| ("host", host)));

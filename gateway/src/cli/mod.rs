@@ -8,6 +8,7 @@ mod cache;
 mod capacity;
 mod client;
 mod clone;
+mod clone_view;
 mod config;
 mod datastore;
 mod disk;
@@ -163,6 +164,23 @@ impl DryRun {
     }
 }
 
+impl DryRun {
+    /// Posts a change that is only to be tried, and prints what it would touch; tells whether that was asked for.
+    async fn tried(
+        self,
+        path: &str,
+        body: &impl serde::Serialize,
+        verb: &str,
+        session: &Session,
+    ) -> std::result::Result<bool, Failure> {
+        if self.dry_run {
+            let would: Touched = session.client()?.post(path, &self.query(), body).await?;
+            touched(verb, &would, session);
+        }
+        Ok(self.dry_run)
+    }
+}
+
 impl Cli {
     /// The log filter that was asked for.
     pub fn log(&self) -> Option<&str> {
@@ -211,13 +229,6 @@ impl Cli {
             Noun::Bench(verb) => bench::run(verb, &session).await,
             Noun::BootTest(test) => boot_test::run(test, &session).await,
         }
-    }
-}
-
-/// Says that what is printed next is what would be, when nothing was done.
-fn would(dry_run: DryRun, session: &Session) {
-    if dry_run.dry_run && session.form == Form::Table {
-        output::line("nothing is changed; it would be:");
     }
 }
 

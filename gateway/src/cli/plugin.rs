@@ -2,6 +2,7 @@
 
 mod local;
 mod remote;
+mod show;
 
 use std::path::PathBuf;
 
@@ -12,12 +13,12 @@ use super::failure::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Write a new plugin: a crate that builds, tests itself and does something
+    /// Write a new plugin: a crate that builds, tests itself and does something, with the SDK in it
     #[command(after_help = "Example:\n  clonegate plugin new least-full")]
     New {
         /// Name of the plugin and of its directory
         name: String,
-        /// The SDK in a checkout of clonegate, in place of the published one
+        /// The SDK of a checkout of clonegate, in place of the one that comes with this program
         #[arg(long, value_name = "DIR")]
         sdk: Option<PathBuf>,
     },
@@ -105,7 +106,7 @@ pub(super) enum Verb {
     /// List plugins with their places and counts
     #[command(after_help = "Example:\n  clonegate plugin list")]
     List,
-    /// Show one plugin
+    /// Show one plugin: what it is, its settings, its places in chains with their limits and counts
     #[command(after_help = "Example:\n  clonegate plugin show default")]
     Show {
         /// Its name
@@ -177,7 +178,7 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             remote::install(&file, name, accept_differences, dry_run, session).await
         }
         Verb::List => remote::list(session).await,
-        Verb::Show { name } => remote::show(&name, session).await,
+        Verb::Show { name } => show::show(&name, session).await,
         Verb::Rollback { name, dry_run } => remote::rollback(&name, dry_run, session).await,
         Verb::Remove { name, dry_run } => remote::remove(&name, dry_run, session).await,
         Verb::Decisions { slot, since, limit } => remote::decisions(slot, since.map(Into::into), limit, session).await,

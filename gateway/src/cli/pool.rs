@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::clone::{Durability, Lifetime, Rules};
 use super::failure::Failure;
 use super::output::{self, Form};
-use super::{DryRun, Session, labels, touched, would};
+use super::{DryRun, Session, labels, touched};
 use crate::lifecycle::views::{Allocated, AssignmentView, ChangePool, CreatePool, PoolView, Touched};
 
 #[derive(Debug, Subcommand)]
@@ -210,9 +210,11 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             touched("deleted", &done, session);
         }
         Verb::Allocate { pool, user, dry_run } => {
-            let body = serde_json::json!({ "user": user });
-            let got: Allocated = client.post(&format!("{}/allocate", path(&pool)), &dry_run.query(), &body).await?;
-            would(dry_run, session);
+            let (path, body) = (format!("{}/allocate", path(&pool)), serde_json::json!({ "user": user }));
+            if dry_run.tried(&path, &body, "allocated", session).await? {
+                return Ok(());
+            }
+            let got: Allocated = client.post(&path, &[], &body).await?;
             match session.form {
                 Form::Json => output::json(&got),
                 Form::Table => output::line(&got.clone),
@@ -237,12 +239,16 @@ async fn update(update: Update, session: &Session) -> Result<(), Failure> {
         reset: (!update.rules.is_none()).then(|| update.rules.view()),
         maintenance: update.maintenance.map(|switch| matches!(switch, Switch::On)),
     };
-    let pool: PoolView = client.patch(&path, &update.dry_run.query(), &change).await?;
+    let query = update.dry_run.query();
     if !update.clones {
-        would(update.dry_run, session);
-        show(&pool, session);
+        match update.dry_run.dry_run {
+            true => touched("changed", &client.patch(&path, &query, &change).await?, session),
+            false => show(&client.patch(&path, &query, &change).await?, session),
+        }
         return Ok(());
     }
+    let pool: PoolView =
+        if update.dry_run.dry_run { client.get(&path).await? } else { client.patch(&path, &query, &change).await? };
     let version = update.to.or(pool.version).map(|version| format!(":{version}")).unwrap_or_default();
     super::update::start(
         super::update::Update::of_pool(
@@ -290,6 +296,7 @@ fn show(pool: &PoolView, session: &Session) {
         ("lifetime", format!("{:?}", pool.lifetime).to_lowercase()),
         ("maintenance", if pool.maintenance { "on" } else { "off" }.to_owned()),
     ]);
+    pool.notes.iter().for_each(|note| output::line(&format!("  {note}")));
     if pool.members.is_empty() {
         return;
     }

@@ -53,7 +53,8 @@ fn start_log(cli: &Cli) -> Result<()> {
     if level.chars().all(char::is_alphanumeric) && level.parse::<LevelFilter>().is_err() {
         return Err(wrong("it is no level of log lines".to_owned()));
     }
-    let filter = EnvFilter::try_new(&level).map_err(|error| wrong(error.to_string()))?;
+    // This library warns of a harmless oddity of most EFI partitions each time that one is looked into; what the operator says comes after, and counts.
+    let filter = EnvFilter::try_new(format!("fatfs=error,{level}")).map_err(|error| wrong(error.to_string()))?;
     // Colours belong on a terminal, not in a file or a journal.
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);

@@ -1,5 +1,6 @@
 //! A gateway that runs in this process: everything that `up` and `serve` start and stop.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -382,19 +383,19 @@ fn show_stores(metrics: &Metrics, gateway: &Arc<Gateway>) {
     });
 }
 
-/// What it shows of its policies: one value for each place of a plugin in a chain.
+/// What it shows of its policies: one value for each plugin in each chain, over its places there (which may be for different pools).
 fn show_policies(metrics: &Metrics, policies: &Policies) {
     let links = |name, help, read: fn(&LinkStatus) -> u64, kind| {
         let host = Arc::clone(policies.host());
         metrics.add(name, help, kind, move || {
-            let of = |plugin: String, link: &LinkStatus| Sample {
-                labels: vec![("plugin", plugin), ("slot", link.slot.to_string())],
-                value: read(link),
-            };
-            host.list()
-                .iter()
-                .flat_map(|p| p.links.iter().map(|link| of(p.name.clone(), link)).collect::<Vec<_>>())
-                .collect()
+            let mut sums = BTreeMap::<(String, String), u64>::new();
+            for plugin in host.list() {
+                for link in &plugin.links {
+                    *sums.entry((plugin.name.clone(), link.slot.to_string())).or_default() += read(link);
+                }
+            }
+            let sample = |((plugin, slot), value)| Sample { labels: vec![("plugin", plugin), ("slot", slot)], value };
+            sums.into_iter().map(sample).collect()
         });
     };
     links("clonegate_policy_calls", "Questions that a plugin was asked", |l| l.asked, Kind::Counter);
@@ -410,7 +411,7 @@ fn show_policies(metrics: &Metrics, policies: &Policies) {
     links("clonegate_policy_fuel", "Fuel used by calls", |l| l.fuel, Kind::Counter);
     links(
         "clonegate_policy_breaker_open",
-        "1 while a plugin is not asked because it kept failing",
+        "Places where a plugin is not asked for a while because it kept failing",
         |l| u64::from(l.breaker_open_until_ms.is_some()),
         Kind::Gauge,
     );
@@ -419,7 +420,11 @@ fn show_policies(metrics: &Metrics, policies: &Policies) {
         metrics.add(name, help, Kind::Counter, move || Sample::plain(read(&host.stats())));
     };
     stats("clonegate_policy_decisions", "Decisions", |s| s.decisions.iter().sum());
-    stats("clonegate_policy_fallbacks", "Decisions of the built-in rule because plugins failed", |s| s.fallbacks);
+    stats(
+        "clonegate_policy_fallbacks",
+        "Decisions of the built-in rule because plugins failed or were not asked",
+        |s| s.fallbacks,
+    );
     stats("clonegate_policy_records_lost", "Decisions that were not recorded", |s| s.records_lost);
     let host = Arc::clone(policies.host());
     let help = "Places in chains where nobody is asked: the plugin is not there, or its settings are refused";

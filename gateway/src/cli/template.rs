@@ -10,7 +10,7 @@ use super::export::ExportFile;
 use super::failure::Failure;
 use super::image::{self, Bar, Format};
 use super::output::{self, Form};
-use super::{DryRun, Session, touched, would};
+use super::{DryRun, Session, touched};
 use crate::import;
 use crate::lifecycle::views::{BaseView, TemplateView, Touched};
 
@@ -149,10 +149,7 @@ async fn import(request: Import, session: &Session) -> Result<(), Failure> {
             "draft": request.draft,
             "force": request.force,
         });
-        if request.dry_run.dry_run {
-            let would: Touched = client.post(&path, &request.dry_run.query(), &body).await?;
-            touched("made", &would, session);
-        } else {
+        if !request.dry_run.tried(&path, &body, "imported", session).await? {
             show(&client.post(&path, &[], &body).await?, session);
         }
         return Ok(());
@@ -167,15 +164,15 @@ async fn import(request: Import, session: &Session) -> Result<(), Failure> {
     query.extend(publish.map(|v| ("publish", v.to_string())));
     query.extend(request.slots.map(|v| ("slots", v.to_string())));
     query.extend([("draft", request.draft.to_string()), ("force", request.force.to_string())]);
-    let bar = Bar::new();
-    let (size, stream) = import::upload(input, bar.clone()).await?;
     if request.dry_run.dry_run {
-        // The image was opened and looked at; not a byte of it is sent.
-        bar.finish();
-        let would: Touched = client.upload(&path, &query, reqwest::Body::from("")).await?;
-        touched("made", &Touched { bytes: size.unwrap_or(0), ..would }, session);
+        // The image is not read, so its size on this disk is all that is known.
+        let mut would: Touched = client.upload(&path, &query, reqwest::Body::from("")).await?;
+        would.bytes = image::bytes_on_disk(&file);
+        touched("imported", &would, session);
         return Ok(());
     }
+    let bar = Bar::new();
+    let (_, stream) = import::upload(input, bar.clone()).await?;
     // When the image cannot be read on, that is what the user is to hear, not that the upload broke off.
     let cause = std::sync::Arc::new(parking_lot::Mutex::new(None));
     let note = std::sync::Arc::clone(&cause);
@@ -208,17 +205,18 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
         Verb::Show { name } => show(&client.get(&path(&name)).await?, session),
         Verb::Publish { template, dry_run } => {
             let (name, version) = super::template_and_version(&template)?;
-            let body = serde_json::json!({ "version": version });
-            let answer = client.post(&format!("{}/publish", path(&name)), &dry_run.query(), &body).await?;
-            would(dry_run, session);
-            show(&answer, session);
+            let (path, body) = (format!("{}/publish", path(&name)), serde_json::json!({ "version": version }));
+            if !dry_run.tried(&path, &body, "published", session).await? {
+                show(&client.post(&path, &[], &body).await?, session);
+            }
         }
         Verb::Seal { template, force, dry_run } => {
             let (name, version) = super::template_and_version(&template)?;
             let body = serde_json::json!({ "version": version, "force": force });
-            let answer = client.post(&format!("{}/seal", path(&name)), &dry_run.query(), &body).await?;
-            would(dry_run, session);
-            show(&answer, session);
+            let path = format!("{}/seal", path(&name));
+            if !dry_run.tried(&path, &body, "sealed", session).await? {
+                show(&client.post(&path, &[], &body).await?, session);
+            }
         }
         Verb::Retain { name, keep, dry_run } => {
             let body = serde_json::json!({ "keep": keep });
@@ -230,10 +228,10 @@ pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
             }
         }
         Verb::Rollback { name, dry_run } => {
-            let path = format!("{}/rollback", path(&name));
-            let answer = client.post(&path, &dry_run.query(), &serde_json::json!({})).await?;
-            would(dry_run, session);
-            show(&answer, session);
+            let (path, body) = (format!("{}/rollback", path(&name)), serde_json::json!({}));
+            if !dry_run.tried(&path, &body, "published", session).await? {
+                show(&client.post(&path, &[], &body).await?, session);
+            }
         }
         Verb::Identity(verb) => super::identity::of_template(verb, session).await?,
         Verb::Export { template, export } => {

@@ -61,19 +61,19 @@ pub(super) enum Verb {
     Show(Of),
     /// Move no further clone for now
     #[command(after_help = "Example:\n  clonegate update pause win11")]
-    Pause(Of),
+    Pause(Steer),
     /// Go on: after a pause, a failure, or the end of the gateway that ran it
     #[command(after_help = "Example:\n  clonegate update resume win11")]
-    Resume(Of),
+    Resume(Steer),
     /// Say that the first ones are good: the others move
     #[command(after_help = "Example:\n  clonegate update promote win11")]
-    Promote(Of),
+    Promote(Steer),
     /// Move the clones back, with what they held before
     #[command(after_help = "Example:\n  clonegate update rollback win11")]
-    Rollback(Of),
+    Rollback(Steer),
     /// End it where it is
     #[command(after_help = "Example:\n  clonegate update cancel win11")]
-    Cancel(Of),
+    Cancel(Steer),
 }
 
 #[derive(Debug, Args)]
@@ -82,27 +82,33 @@ pub(super) struct Of {
     template: String,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Steer {
+    /// The template
+    template: String,
+    #[command(flatten)]
+    dry_run: DryRun,
+}
+
 pub(super) async fn run(verb: Verb, session: &Session) -> Result<(), Failure> {
-    let (of, action) = match verb {
-        Verb::Show(of) => (of, None),
-        Verb::Pause(of) => (of, Some(RolloutAction::Pause)),
-        Verb::Resume(of) => (of, Some(RolloutAction::Resume)),
-        Verb::Promote(of) => (of, Some(RolloutAction::Promote)),
-        Verb::Rollback(of) => (of, Some(RolloutAction::Rollback)),
-        Verb::Cancel(of) => (of, Some(RolloutAction::Cancel)),
+    let (steer, action, done) = match verb {
+        Verb::Show(of) => {
+            let path = format!("updates/{}", session.segment(&of.template));
+            print(&session.client()?.get(&path).await?, session);
+            return Ok(());
+        }
+        Verb::Pause(steer) => (steer, RolloutAction::Pause, "left where they are for now"),
+        Verb::Resume(steer) => (steer, RolloutAction::Resume, "moved"),
+        Verb::Promote(steer) => (steer, RolloutAction::Promote, "moved"),
+        Verb::Rollback(steer) => (steer, RolloutAction::Rollback, "moved back"),
+        Verb::Cancel(steer) => (steer, RolloutAction::Cancel, "left where they are"),
     };
-    let path = format!("updates/{}", session.segment(&of.template));
-    let client = session.client()?;
-    match action {
-        None => {
-            print(&client.get(&path).await?, session);
-            Ok(())
-        }
-        Some(action) => {
-            let begun = client.post(&path, &[], &serde_json::json!({ "action": action })).await?;
-            follow(begun, session).await
-        }
+    let path = format!("updates/{}", session.segment(&steer.template));
+    let body = serde_json::json!({ "action": action });
+    if steer.dry_run.tried(&path, &body, done, session).await? {
+        return Ok(());
     }
+    follow(session.client()?.post(&path, &[], &body).await?, session).await
 }
 
 pub(super) async fn start(update: Update, session: &Session) -> Result<(), Failure> {
@@ -125,9 +131,13 @@ pub(super) async fn start(update: Update, session: &Session) -> Result<(), Failu
 async fn follow(mut update: UpdatedClones, session: &Session) -> Result<(), Failure> {
     let (client, clock) = (session.client()?, Clock::system());
     let path = format!("updates/{}", session.segment(&update.template));
+    let mut said = String::new();
     while matches!(update.state.as_str(), "running" | "rolling-back") {
-        if session.form == Form::Table {
-            output::line(&format!("{} of {} clones", update.updated.len(), update.total));
+        let waits = update.notes.iter().find(|note| note.starts_with("waits ")).map(|note| format!(", {note}"));
+        let now = format!("  {} of {} clones{}", update.updated.len(), update.total, waits.unwrap_or_default());
+        if session.form == Form::Table && now != said {
+            output::aside(&now);
+            said = now;
         }
         clock.sleep(ASK_AGAIN).await;
         update = client.get(&path).await?;
@@ -169,7 +179,7 @@ fn print(update: &UpdatedClones, session: &Session) {
         output::line(&format!("{} are copied to datastores that lack the version", output::size(update.copy_bytes)));
     }
     if update.new_bases > 0 {
-        output::line(&format!("{} new bases", update.new_bases));
+        output::line(&format!("{} more bases are needed", update.new_bases));
     }
     for note in &update.notes {
         output::line(note);

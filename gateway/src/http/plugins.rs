@@ -24,6 +24,8 @@ const COMPONENT_BYTES_MAX: usize = 32 << 20;
 /// Decisions in one answer, at most and when nothing is said.
 const DECISIONS_MAX: usize = 10_000;
 const DECISIONS: usize = 100;
+/// Decisions in one answer, bytes: a large gateway's are tens of kilobytes each.
+const DECISIONS_BYTES_MAX: usize = 64 << 20;
 
 /// All routes, with what each says about itself.
 pub(super) fn routes() -> OpenApiRouter<Arc<PolicyHost>> {
@@ -78,11 +80,16 @@ async fn install(
     Ok(Json(serde_json::to_value(report).unwrap_or_default()))
 }
 
-/// One plugin.
+/// One plugin: what it is and does, its settings, its places in chains, what a call may take there, and counts.
 #[utoipa::path(get, path = "/v1/plugins/{plugin}", tag = "plugins", params(("plugin" = String, Path, description = "Its name")), responses((status = 200, description = "The plugin", content_type = "application/json"), (status = 404, description = "No such plugin", body = Problem)))]
 async fn show(State(host): State<Arc<PolicyHost>>, Path(plugin): Path<String>) -> Result<Json<PluginStatus>, Refusal> {
-    let found = host.list().into_iter().find(|p| p.name == plugin);
-    let none = || Error::not_found("no-such-plugin", "there is no such plugin").on(plugin);
+    let wanted = plugin.clone();
+    let found = aside(move || Ok(host.show(&wanted))).await?;
+    let none = || {
+        Error::not_found("no-such-plugin", "there is no such plugin")
+            .on(plugin)
+            .hint("`clonegate plugin list` shows all")
+    };
     Ok(Json(found.ok_or_else(none)?))
 }
 
@@ -115,7 +122,7 @@ struct Which {
     slot: Option<String>,
     /// Not older than this, milliseconds since 1970 UTC.
     since_ms: u64,
-    /// The newest so many, at most 10,000; 100 when nothing is said.
+    /// The newest so many, at most 10,000 and 64 MiB; 100 when nothing is said.
     limit: Option<usize>,
 }
 
@@ -132,13 +139,11 @@ async fn decisions(
         })?),
     };
     let limit = which.limit.unwrap_or(DECISIONS).min(DECISIONS_MAX);
-    let records = aside(move || host.decisions(slot, which.since_ms, limit)).await?;
-    let mut text = Vec::new();
-    for record in records {
-        // Records are plain data; writing them to memory cannot fail.
-        if serde_json::to_writer(&mut text, &record).is_ok() {
-            text.push(b'\n');
-        }
+    let lines = aside(move || host.decisions(slot, which.since_ms, limit, DECISIONS_BYTES_MAX)).await?;
+    let mut text = Vec::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
+    for line in lines {
+        text.extend_from_slice(line.trim_ascii_end());
+        text.push(b'\n');
     }
     Ok(([(CONTENT_TYPE, "application/jsonl")], text))
 }
@@ -149,5 +154,5 @@ async fn decision(State(host): State<Arc<PolicyHost>>, Path(id): Path<String>) -
     let wanted = id.clone();
     let found = aside(move || host.decision(&wanted)).await?;
     let none = || Error::not_found("no-such-decision", "there is no such decision, or no longer").on(id);
-    Ok(Json(serde_json::to_value(found.ok_or_else(none)?).unwrap_or_default()))
+    Ok(Json(serde_json::from_slice(&found.ok_or_else(none)?).unwrap_or_default()))
 }

@@ -19,7 +19,7 @@ use super::events::EventKind;
 use super::gateway::Gateway;
 use super::views::{AuditView, ListAudit, Page};
 use crate::clock::Clock;
-use crate::store::{Store, keys};
+use crate::store::{self, Store, keys};
 
 /// Milliseconds of a day.
 const DAY_MS: u64 = 24 * 3_600_000;
@@ -31,6 +31,20 @@ const PAGE_USUAL: usize = 100;
 const LOOKED_AT_MAX: usize = 5000;
 /// Longest text of an entry, characters; the rest is cut.
 const TEXT_MAX: usize = 500;
+
+/// Why something is done, and the policy that said so.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Why {
+    pub(super) reason: String,
+    pub(super) policy: String,
+}
+
+impl Why {
+    /// For this reason, of nobody's policy.
+    pub(super) fn of(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), policy: String::new() }
+    }
+}
 
 /// What is to be noted of something that was done.
 #[derive(Debug, Default)]
@@ -205,11 +219,19 @@ impl Gateway {
     }
 
     /// Notes a request that no verb has noted itself.
-    pub async fn audit_request(&self, by: &str, action: &str, object: &str, outcome: &str) {
-        self.write_audit(by.to_owned(), action, object, outcome, "", "").await;
+    pub async fn audit_request(&self, by: &str, action: &str, object: &str, outcome: &str, reason: &str) {
+        self.write_audit(by.to_owned(), action, object, outcome, reason, "").await;
     }
 
-    async fn write_audit(&self, by: String, action: &str, object: &str, outcome: &str, reason: &str, policy: &str) {
+    pub(super) async fn write_audit(
+        &self,
+        by: String,
+        action: &str,
+        object: &str,
+        outcome: &str,
+        reason: &str,
+        policy: &str,
+    ) {
         let cut = |text: &str| text.chars().take(TEXT_MAX).collect::<String>();
         let entry = AuditEntry {
             at_ms: self.clock.now_ms(),
@@ -223,7 +245,11 @@ impl Gateway {
         let Ok(gateway) = self.me() else { return };
         let shown = entry.clone();
         // A task of its own: an asker that goes away takes no entry with it.
-        let task = self.handle.spawn(async move { gateway.audit.append(entry).await });
+        let makes_room = store::makes_room();
+        let task = self.handle.spawn(async move {
+            let append = gateway.audit.append(entry);
+            if makes_room { store::making_room(append).await } else { append.await }
+        });
         let written = match tokio::time::timeout(PATIENCE, task).await {
             Ok(Ok(written)) => written,
             Ok(Err(_)) => Err(Error::new(ErrorKind::Internal, "audit-lost", "the task was cut short")),

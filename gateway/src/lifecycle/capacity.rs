@@ -101,7 +101,8 @@ impl Gateway {
                 format!("{most} of the {clones} clones fit: {} on {} binds first", first.binds, first.datastore)
             }
             Some(first) => {
-                format!("all fit; the next limit is {} on {}, at {most} clones", first.binds, first.datastore)
+                let (datastore, binds, there) = (&first.datastore, &first.binds, first.clones);
+                format!("all fit, and {most} would; {datastore} is full first, by {binds}, with {there} more")
             }
         };
         let per_day = grown.bytes_per_day;
@@ -209,6 +210,18 @@ impl Gateway {
             let limit = clone.state.reset.at_bytes.unwrap_or(clone.state.record.size);
             alerts.extend(alert("clone", clone.name.as_str(), bytes, limit));
         }
+        // Whatever its figures say, a datastore that refuses what is written to it is full.
+        for (datastore, names) in self.waiting_for_room() {
+            let there = alerts.iter().position(|alert| alert.kind == "datastore" && alert.name == datastore.as_str());
+            let mut full = match there {
+                Some(at) => alerts.remove(at),
+                None => AlertView { kind: "datastore".to_owned(), name: datastore.to_string(), ..AlertView::default() },
+            };
+            full.level = "critical".to_owned();
+            full.percent = full.percent.max(100);
+            full.detail = Some(Self::say_who_waits(&names));
+            alerts.insert(0, full);
+        }
         Ok(alerts)
     }
 
@@ -275,5 +288,6 @@ fn alert(kind: &str, name: &str, used: u64, limit: u64) -> Option<AlertView> {
         used_bytes: used,
         limit_bytes: limit,
         percent: u32::try_from(percent).unwrap_or(u32::MAX),
+        detail: None,
     })
 }

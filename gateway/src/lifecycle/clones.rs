@@ -7,22 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clonegate_core::advice::{Lifetime, RolloverTrigger};
+use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{CloneEntry, ResetRules};
 use clonegate_core::format::clone::{CloneRecord, VolumeKind};
 use clonegate_core::ids::{CloneId, Name};
 use clonegate_core::{Error, ErrorKind, Result};
 
+use super::context;
 use super::events::EventKind;
 use super::gateway::Gateway;
 use super::labels::check_labels;
 use super::names;
 use super::orders::Ids;
-use super::placement::{Claimed, Order};
+use super::placement::{Claimed, Group, Order};
 use super::views::{
     CloneView, CreateClones, CreatedClones, IdentitySpec, ListQuery, Page, Touched, from_labels, page, to_labels,
 };
+use super::would::refused;
 use crate::catalog::{Named, unknown};
 use crate::exports::CloneRef;
+use crate::store::{keys, making_room};
 
 /// What a delta is expected to grow to when nobody says, bytes; or half the image, whichever is less.
 pub(super) const EXPECTED_DELTA: u64 = 5 << 30;
@@ -54,15 +58,17 @@ impl Gateway {
         let finish = move |entry: CloneEntry| CloneEntry { reset: rules.clone(), ..entry };
         let ids = Ids(self.clock.nonce());
         if dry_run || names.len() == 1 {
-            return self
+            let made = self
                 .create_with_identity(&order, (&names, ids), durability, &finish, request.identity, dry_run)
-                .await;
+                .await?;
+            self.note_created(&made).await;
+            return Ok(made);
         }
         // What is refused at once is no job.
         self.check_names_free(&names).await?;
         self.spec_for_clones(&order.template, &names, request.identity.clone()).await?;
         let (template, identity) = (order.template.clone(), request.identity);
-        self.do_order(
+        let made = self.do_order(
             &template,
             (request.name, request.count, request.first),
             ids.0,
@@ -71,8 +77,30 @@ impl Gateway {
                     gateway.create_with_identity(&order, (&names, ids), durability, &finish, identity, false).await
                 })
             }),
-        )
-        .await
+        );
+        let made = made.await?;
+        self.note_created(&made).await;
+        Ok(made)
+    }
+
+    /// Notes in the audit log which clones were made, and why policy put them where they are.
+    pub(super) async fn note_created(&self, made: &CreatedClones) {
+        let object = match made.names.as_slice() {
+            [] => return,
+            [one] => one.clone(),
+            [first, .., last] => format!("{first} … {last}"),
+        };
+        if made.dry_run {
+            return;
+        }
+        let places = made.placements.iter();
+        let places = places.map(|place| format!("{} on {}: {}", place.clones, place.datastore, place.reason));
+        let reason = places.collect::<Vec<_>>().join("; ");
+        let policy = made.placements.first().map(|place| place.by.clone()).unwrap_or_default();
+        if let Some(request) = context::current() {
+            request.note_created();
+        }
+        self.write_audit(context::by(), "clone create", &object, "ok", &reason, &policy).await;
     }
 
     /// Makes the clones of these names with the identity that the template says; `finish` completes the catalog entry of each.
@@ -112,6 +140,8 @@ impl Gateway {
                 dry_run,
                 clones: Vec::new(),
                 names: text,
+                copy_bytes: self.bytes_to_copy(order, &plan).await?,
+                most_bytes: order.version.size.saturating_mul(names.len() as u64),
                 new_bases: u32::try_from(plan.iter().filter(|g| g.base.is_none()).count()).unwrap_or(u32::MAX),
                 placements: plan.iter().map(super::placement::Group::view).collect(),
             });
@@ -161,7 +191,21 @@ impl Gateway {
             _ = ahead => {}
             () = self.clock.sleep(ROLLOVER_WAITED_FOR) => {}
         }
-        Ok(CreatedClones { dry_run, clones, names: text, placements, new_bases })
+        let most_bytes = order.version.size.saturating_mul(text.len() as u64);
+        Ok(CreatedClones { dry_run, clones, names: text, placements, new_bases, copy_bytes: 0, most_bytes })
+    }
+
+    /// Bytes of the image that datastores of a plan lack.
+    async fn bytes_to_copy(&self, order: &Order, plan: &[Group]) -> Result<u64> {
+        let BaseData::Packed { index } = order.version.data else { return Ok(0) };
+        let mut lacking = std::collections::HashSet::new();
+        for group in plan {
+            match group.datastore.store.head(&keys::index(index)).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => drop(lacking.insert(group.datastore.name.clone())),
+                there => there.map(drop)?,
+            }
+        }
+        Ok(order.version.stored_bytes.saturating_mul(lacking.len() as u64))
     }
 
     /// Gives the claimed slots their names. When one name is taken, all is undone.
@@ -274,7 +318,12 @@ impl Gateway {
         self.catalog.remembered_where::<CloneEntry>(of_id).map(|clone| clone.name)
     }
 
+    /// Deletes a clone, also where there is no room for a record of it.
     pub(super) async fn do_delete_clone(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
+        making_room(self.delete_clone_now(clone, dry_run)).await
+    }
+
+    async fn delete_clone_now(self: Arc<Self>, clone: String, dry_run: bool) -> Result<Touched> {
         let found = self.find_clone(&clone.parse()?).await?;
         let id = found.state.record.id;
         let attached = self.open.attached(id);
@@ -287,12 +336,12 @@ impl Gateway {
             notes: self.disks_of(&found).into_iter().map(|disk| format!("it has the data disk {disk}")).collect(),
         };
         if dry_run {
-            return Ok(touched);
+            let refusal = self.check_ordered(&found).err();
+            let notes = refusal.iter().map(refused).chain(touched.notes).collect();
+            return Ok(Touched { notes, ..touched });
         }
         if !attached.is_empty() {
-            return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
-                .on(found.name.as_str())
-                .hint("switch the machine off first"));
+            return Err(super::open::attached(found.name.as_str(), &attached));
         }
         let check = |entry: &CloneEntry| {
             if entry.record.id != id {
@@ -301,7 +350,7 @@ impl Gateway {
             self.held(entry).map_or(Ok(()), |why| {
                 Err(Error::conflict("held", format!("it is held: {why}"))
                     .on(found.name.as_str())
-                    .hint("`clonegate clone release` lets it go"))
+                    .hint(format!("`clonegate clone release {}` lets it go", found.name)))
             })
         };
         let deleted = match self.catalog.delete(&found.name, check).await {

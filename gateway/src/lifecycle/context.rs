@@ -13,17 +13,29 @@ pub struct Request {
     pub key: Option<String>,
     /// Whether what it did is in the audit log already.
     audited: AtomicBool,
+    /// Whether the clones that it made are.
+    created: AtomicBool,
 }
 
 impl Request {
     /// A request of `by`.
     pub fn new(by: impl Into<String>, key: Option<String>) -> Arc<Self> {
-        Arc::new(Self { by: by.into(), key, audited: AtomicBool::new(false) })
+        Arc::new(Self { by: by.into(), key, audited: AtomicBool::new(false), created: AtomicBool::new(false) })
     }
 
     /// Notes that what it did is in the audit log.
     pub fn note_audited(&self) {
         self.audited.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the clones that it made are in the audit log.
+    pub fn note_created(&self) {
+        self.created.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether they are.
+    pub fn has_created(&self) -> bool {
+        self.created.load(Ordering::Relaxed)
     }
 
     /// Whether it is.

@@ -15,7 +15,7 @@ use super::open::{Of, Open};
 use super::views::{CreateDisk, DiskView, ListQuery, Page, Touched, page};
 use crate::catalog::Named;
 use crate::exports::CloneRef;
-use crate::store::{PutNew, keys};
+use crate::store::{PutNew, keys, making_room};
 use crate::volume::{Volume, VolumeSetup};
 
 impl Gateway {
@@ -187,8 +187,12 @@ impl Gateway {
         free(&found.state)?;
         let bytes = self.open.delta_bytes(found.state.record.id).unwrap_or(0);
         if !dry_run {
-            let gone = self.catalog.delete(&name, free).await?;
-            self.remove_disk(gone.state).await;
+            let going = async {
+                let gone = self.catalog.delete(&name, free).await?;
+                self.remove_disk(gone.state).await;
+                Ok(())
+            };
+            making_room(going).await?;
         }
         Ok(Touched { dry_run, names: vec![name.to_string()], bytes, ..Touched::default() })
     }

@@ -22,6 +22,7 @@ use super::jobs::{JobOrder, JobRun};
 use super::removal;
 use super::replica::{AsyncSave, Copying, Under};
 use super::views::{CloneView, CreateFullClone, DurabilityView, ListQuery, Page, Started, Touched, page, to_labels};
+use super::would::size;
 use crate::base::BaseDevice;
 use crate::catalog::Named;
 use crate::device::Device;
@@ -87,14 +88,14 @@ impl Gateway {
         };
         check_room(&datastore, version.used_bytes, name.as_str())?;
         if dry_run {
-            let free = datastore.free().map_or_else(|| "unknown".to_owned(), |free| format!("{free} bytes"));
+            let free = datastore.free().map_or_else(|| "unknown".to_owned(), size);
             return Ok(Started::Would(Touched {
                 dry_run,
                 names: vec![name.to_string()],
                 bytes: version.used_bytes,
                 notes: vec![
                     format!("version {} of {template} is copied to datastore {}", version.number, datastore.name),
-                    format!("it takes at most {} bytes there now, of {free} free", version.used_bytes),
+                    format!("it takes at most {} there now, of {free} free", size(version.used_bytes)),
                 ],
                 ..Touched::default()
             }));
@@ -162,17 +163,15 @@ impl Gateway {
         let base = self.bases_on(&home).open(base).await?;
         let from: Arc<dyn Device> = Arc::new(BaseDevice::new(base, format!("{}:{}", spec.template, spec.version)));
         let to = self.open_copy(&datastore, &record).await?;
+        let place = &datastore.name;
+        let copying = Copying { gateway: self, datastore: place, from, to, under: Under::Nothing, run, quiet: false };
         let copied = async {
-            let copying = Copying { from, to: Arc::clone(&to), under: Under::Nothing, run, quiet: false };
-            run.note(format!("copying {}:{} to {}", spec.template, spec.version, datastore.name));
+            run.note(format!("copying {}:{} to {place}", spec.template, spec.version));
             let cursor: Cursor = run.cursor()?.unwrap_or_default();
             copying.copy(cursor.copied, &mut Saver(run)).await?;
             copying.verify().await
-        }
-        .await;
-        let closed = to.close().await;
-        copied?;
-        closed?;
+        };
+        copying.end(copied.await).await?;
         run.save(&Cursor { copied: version.size }).await?;
         let entry = CloneEntry {
             record,
@@ -254,7 +253,7 @@ pub(super) fn work(gateway: Arc<Gateway>, run: Arc<JobRun>) -> BoxFuture<'static
 pub(super) fn check_room(datastore: &Datastore, bytes: u64, what: &str) -> Result<()> {
     match datastore.free() {
         Some(free) if free < bytes.saturating_add(datastore.entry().reserve) => {
-            let text = format!("datastore {} has {free} bytes free, and {bytes} are needed", datastore.name);
+            let text = format!("datastore {} has {} free, and {} are needed", datastore.name, size(free), size(bytes));
             Err(Error::exhausted("no-place", text).on(what).hint("make room, or name another datastore"))
         }
         _ => Ok(()),

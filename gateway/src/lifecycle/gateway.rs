@@ -23,6 +23,7 @@ use super::open::OpenDevices;
 use super::orders::Orders;
 use super::turns::Turns;
 use super::volumes::{Bases, Sources};
+use super::waiting::{self, Waits};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::delta::{DeltaSettings, Engine};
@@ -100,6 +101,8 @@ pub struct Gateway {
     pub(super) unattended: Mutex<HashMap<Name, (Nonce, Instant)>>,
     /// Pools that are being made larger or smaller.
     pub(super) growing: Turns,
+    /// What waits for room in a store.
+    pub(super) waiting: Arc<Waits>,
     /// What was said to be about to be full.
     pub(super) alerted: Mutex<HashMap<(String, String), String>>,
     /// What identities are encrypted with.
@@ -157,6 +160,7 @@ impl Gateway {
             orders: Orders::default(),
             unattended: Mutex::default(),
             growing: Turns::default(),
+            waiting: Arc::default(),
             alerted: Mutex::default(),
             identity_keys: OnceLock::new(),
             handle: Handle::current(),
@@ -260,7 +264,9 @@ impl Gateway {
             if let Err(error) = gateway.open_datastores().await {
                 tracing::debug!(%error, "the datastores cannot be looked at now");
             }
+            gateway.home.keep_ballast().await;
             for datastore in gateway.datastores.all() {
+                datastore.store.keep_ballast().await;
                 if datastore.trouble().is_some() && gateway.admit(&datastore).await.is_ok() {
                     tracing::info!(datastore = %datastore.name, "a datastore is online again");
                 }
@@ -345,9 +351,8 @@ impl Gateway {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.handle
-            .spawn(context::carry(verb(self.me()?)))
-            .await
-            .unwrap_or_else(|e| Err(Error::internal("verb-died", format!("the request was cut short: {e}"))))
+        let waits = Arc::<Waits>::default();
+        let task = self.handle.spawn(waiting::within(Arc::clone(&waits), context::carry(verb(self.me()?))));
+        self.while_patient(&waits, task).await
     }
 }

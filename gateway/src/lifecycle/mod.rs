@@ -25,7 +25,6 @@ mod names;
 mod open;
 mod orders;
 mod placement;
-mod plans;
 mod pool_jobs;
 mod pools;
 mod power;
@@ -49,7 +48,9 @@ mod verbs;
 pub mod verify;
 pub mod views;
 mod volumes;
+mod waiting;
 mod warm;
+mod would;
 
 pub use datastores::DatastoreSettings;
 pub use gateway::{Gateway, GatewaySettings};

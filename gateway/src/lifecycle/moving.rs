@@ -27,6 +27,7 @@ use super::promote::check_snapshots;
 use super::removal;
 use super::replica::{AsyncSave, Copying, Under};
 use super::views::{Started, Touched};
+use super::would::refused;
 use crate::catalog::Named;
 use crate::delta::claim::fence;
 use crate::delta::load::{End, load};
@@ -107,15 +108,17 @@ impl Gateway {
                 (_, true) => format!("datastore {to} has its base"),
                 (_, false) => format!("datastore {to} gets its base: packs that are not there are copied once"),
             };
+            let refusal = self.check_discard(&clone).err();
+            let notes = refusal.iter().map(refused).chain([base, "the last reset can no longer be undone".to_owned()]);
             return Ok(Started::Would(Touched {
                 dry_run,
                 names: vec![clone.name.to_string()],
                 sessions: u32::try_from(self.open.attached(clone.state.record.id).len()).unwrap_or(u32::MAX),
                 bytes,
-                notes: vec![base, "the last reset can no longer be undone".to_owned()],
+                notes: notes.collect(),
             }));
         }
-        self.check_discard(&clone).map_err(|e| e.hint("switch the machine off first, or let the clone go"))?;
+        self.check_discard(&clone)?;
         let spec = Spec { volume: clone.state.record.id, from: clone.state.datastore.clone(), to };
         let order = JobOrder {
             kind: "move",
@@ -134,11 +137,7 @@ impl Gateway {
         if *to == clone.state.datastore {
             return Err(Error::conflict("there-already", format!("it is on datastore {to}")).on(clone.name.as_str()));
         }
-        if datastore.entry().maintenance {
-            return Err(Error::conflict("maintenance", "the datastore takes no clones now")
-                .on(to.as_str())
-                .hint(format!("clonegate datastore maintenance {to} off")));
-        }
+        check_takes_clones(&datastore)?;
         if clone.state.record.base.is_some() && !datastore.entry().thin {
             return Err(Error::conflict(
                 "not-thin",
@@ -242,16 +241,15 @@ impl Gateway {
             let copy = self.open_copy(&to, &record).await?;
             let from_device: Arc<dyn Device> = Arc::clone(&open.device);
             let under = if record.base.is_some() { Under::SameBase } else { Under::Nothing };
+            let (datastore, quiet) = (&to.name, hand.quiet);
+            let copying = Copying { gateway: self, datastore, from: from_device, to: copy, under, run, quiet };
             let copied = async {
-                let copying = Copying { from: from_device, to: Arc::clone(&copy), under, run, quiet: hand.quiet };
                 let at = cursor.copied;
                 copying.copy(at, &mut Saver { hand, cursor }).await?;
                 copying.verify().await
-            }
-            .await;
-            let closed = copy.close().await;
-            copied?;
-            closed?;
+            };
+            copying.end(copied.await).await?;
+            drop(copying);
             self.check_discard(clone)?;
             // From here on no machine comes to the old place; whoever came before this is seen by what changed.
             let (barred, _volume) = self.quiet(clone).await?;
@@ -419,6 +417,17 @@ impl Gateway {
             }
         });
     }
+}
+
+/// Refuses a datastore in maintenance.
+pub(super) fn check_takes_clones(datastore: &Datastore) -> Result<()> {
+    if !datastore.entry().maintenance {
+        return Ok(());
+    }
+    let name = datastore.name.as_str();
+    Err(Error::conflict("maintenance", "the datastore takes no clones now")
+        .on(name)
+        .hint(format!("clonegate datastore maintenance {name} off")))
 }
 
 /// The last owner has put everything into the log and said so.

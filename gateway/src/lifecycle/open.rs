@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clonegate_core::ids::{BaseId, CloneId};
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
 use parking_lot::Mutex;
 
@@ -22,6 +22,8 @@ const STRIPES: usize = 64;
 /// How long a close waits for answers that are under way.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a gateway that stops waits for a store that takes nothing.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// Devices closed at the same time when the gateway stops.
 const CLOSES_AT_ONCE: usize = 32;
 
@@ -296,13 +298,30 @@ impl OpenDevices {
         Some(status.delta_bytes.saturating_add(status.dirty_bytes))
     }
 
-    /// Forgets a clone whose name is gone.
+    /// Volumes whose writes wait because their store has no room.
+    pub(super) fn waiting(&self) -> Vec<(CloneId, String)> {
+        let names = self.names.load();
+        let mut waiting: Vec<(CloneId, String)> = names
+            .values()
+            .filter_map(|open| open.volume.as_ref())
+            .filter(|volume| volume.waits().is_some_and(|error| error.kind() == ErrorKind::Exhausted))
+            .map(|volume| (volume.record().id, volume.info().name.clone()))
+            .collect();
+        waiting.sort();
+        waiting.dedup();
+        waiting
+    }
+
+    /// Forgets a clone whose name is gone. What it has accepted is not wanted any more, so nothing waits for its store.
     pub(super) async fn forget(&self, id: CloneId) {
+        let volume = self.remove(Of::Clone(id)).and_then(|open| open.volume.clone());
+        if let Some(volume) = volume {
+            volume.give_up().await;
+        }
+        // Whoever is opening or closing it has come to an end.
         let _lock = self.lock(Of::Clone(id)).await;
-        if let Some(volume) = self.remove(Of::Clone(id)).and_then(|open| open.volume.clone())
-            && let Err(error) = volume.close().await
-        {
-            tracing::debug!(clone = %id, %error, "a deleted clone did not close");
+        if let Some(volume) = self.remove(Of::Clone(id)).and_then(|open| open.volume.clone()) {
+            volume.give_up().await;
         }
     }
 
@@ -344,7 +363,9 @@ impl OpenDevices {
         let idle: Vec<Arc<Open>> = {
             let names = self.names.load();
             let mut seen = std::collections::HashSet::new();
-            names.values().filter(|open| seen.insert(open.of) && open.is_idle()).cloned().collect()
+            // One that waits for its store would hold up those that are closed after it.
+            let waits = |open: &Open| open.volume.as_ref().is_some_and(|volume| volume.waits().is_some());
+            names.values().filter(|open| seen.insert(open.of) && open.is_idle() && !waits(open)).cloned().collect()
         };
         for open in idle {
             // A machine may have come in this moment.
@@ -356,25 +377,27 @@ impl OpenDevices {
             });
             drop(open);
             if !in_use {
-                self.close(of, clock).await;
+                self.close(of, clock, Duration::MAX).await;
             }
         }
     }
 
-    /// Closes everything, flushing it.
+    /// Closes everything, flushing it. A store without room, or without an answer, is not waited for for ever: what was flushed is in the journal,
+    /// or was never acknowledged.
     pub(super) async fn close_all(&self, clock: &Clock) {
         let all: Vec<Of> = self.names.load().values().map(|open| open.of).collect();
         // A store that is slow for one is not slow for all of them one after the other.
-        futures::stream::iter(all).for_each_concurrent(CLOSES_AT_ONCE, |of| self.close(of, clock)).await;
+        futures::stream::iter(all).for_each_concurrent(CLOSES_AT_ONCE, |of| self.close(of, clock, STOP_PATIENCE)).await;
     }
 
     /// Closes one device, so that the next request opens it anew.
     pub(super) async fn close_of(&self, of: Of, clock: &Clock) {
-        self.close(of, clock).await;
+        self.close(of, clock, Duration::MAX).await;
     }
 
-    /// Closes one device. Until it is closed nobody can open it again; answers under way are waited for.
-    async fn close(&self, of: Of, clock: &Clock) {
+    /// Closes one device. Until it is closed nobody can open it again; answers under way are waited for. When nothing has come into its store for
+    /// `patience` it is left as it is.
+    async fn close(&self, of: Of, clock: &Clock, patience: Duration) {
         let _lock = self.lock(of).await;
         let Some(open) = self.remove(of) else { return };
         open.sessions.lock().gone = true;
@@ -384,8 +407,28 @@ impl OpenDevices {
         while Arc::strong_count(&open.device) > 3 && begun.elapsed() < LINGER {
             clock.sleep(Duration::from_millis(20)).await;
         }
-        if let Err(error) = volume.close().await {
-            tracing::warn!(volume = %open.device.info().name, %error, "it did not close cleanly");
+        let closing = volume.close();
+        tokio::pin!(closing);
+        let mut moved = clock.instant();
+        loop {
+            tokio::select! {
+                biased;
+                closed = &mut closing => {
+                    if let Err(error) = closed {
+                        tracing::warn!(volume = %open.device.info().name, %error, "it did not close cleanly");
+                    }
+                    return;
+                }
+                () = clock.sleep(Duration::from_secs(1)) => {}
+            }
+            match volume.waits() {
+                None => moved = clock.instant(),
+                Some(error) if moved.elapsed() >= patience => {
+                    tracing::warn!(volume = %open.device.info().name, %error, "it is not closed: its store takes nothing");
+                    return;
+                }
+                Some(_) => {}
+            }
         }
     }
 }

@@ -16,8 +16,9 @@ use super::gateway::Gateway;
 use super::names::Pattern;
 use super::placement::Order;
 use super::views::{
-    Allocated, ChangePool, CreatePool, ListQuery, Page, PoolMember, PoolView, Touched, page, to_labels,
+    Allocated, ChangePool, CreatePool, CreatedClones, ListQuery, Page, PoolMember, PoolView, Touched, page, to_labels,
 };
+use super::would::size;
 use crate::catalog::Named;
 
 /// Longest name of a user, bytes.
@@ -63,8 +64,15 @@ impl Gateway {
         let pool = Pool { name: name.clone(), number: 0, written_ms: 0, state: entry.clone() };
         let clones = free_names(&pool, &[], entry.size)?;
         if dry_run {
-            self.order_clones(&pool, &clones, true).await?;
-            return Ok(PoolView { dry_run, clones: entry.size, ..self.pool_view(&pool, &[], None) });
+            let plan = self.order_clones(&pool, &clones, true).await?;
+            let notes = plan
+                .iter()
+                .flat_map(|plan| plan.placements.iter())
+                .map(|place| format!("{} on {} ({}: {})", place.clones, place.datastore, place.by, place.reason));
+            let (copied, most) = plan.as_ref().map_or((0, 0), |plan| (plan.copy_bytes, plan.most_bytes));
+            let space = format!("{} are copied first; at most {} when all is written", size(copied), size(most));
+            let notes = notes.chain([space]).collect();
+            return Ok(PoolView { dry_run, clones: entry.size, notes, ..self.pool_view(&pool, &[], None) });
         }
         let made = self.catalog.create(&name, entry).await?;
         if let Err(error) = self.order_clones(&made, &clones, false).await {
@@ -103,9 +111,9 @@ impl Gateway {
     }
 
     /// Makes clones of a pool, all or none.
-    async fn order_clones(&self, pool: &Pool, names: &[Name], dry_run: bool) -> Result<()> {
+    async fn order_clones(&self, pool: &Pool, names: &[Name], dry_run: bool) -> Result<Option<CreatedClones>> {
         if names.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let entry = &pool.state;
         let version = self.version_for_clones(&entry.template, entry.version).await?;
@@ -118,10 +126,12 @@ impl Gateway {
             labels: entry.labels.clone(),
         };
         let finish = |clone: CloneEntry| CloneEntry { reset: entry.reset.clone(), ..clone };
-        self.create_in_order(&order, names, entry.durability, &finish, dry_run).await.map(drop)
+        let made = self.create_in_order(&order, names, entry.durability, &finish, dry_run).await?;
+        self.note_created(&made).await;
+        Ok(Some(made))
     }
 
-    async fn members(&self, pool: &Name) -> Result<Vec<Member>> {
+    pub(super) async fn members(&self, pool: &Name) -> Result<Vec<Member>> {
         let mut all = self.catalog.list::<CloneEntry>().await?;
         all.retain(|clone| clone.state.pool.as_ref() == Some(pool));
         Ok(all)
@@ -154,6 +164,7 @@ impl Gateway {
         };
         PoolView {
             dry_run: false,
+            notes: Vec::new(),
             name: pool.name.to_string(),
             template: entry.template.to_string(),
             version: entry.version,
@@ -184,26 +195,21 @@ impl Gateway {
     }
 
     /// Whether a clone can be given to somebody.
-    fn is_free(&self, clone: &Member) -> bool {
+    pub(super) fn is_free(&self, clone: &Member) -> bool {
         clone.state.assigned.is_none() && self.check_discard(clone).is_ok()
     }
 
     /// Gives a user a clone: the one that he has, or a free one. Of two who want the same at once, one gets it and the other another.
-    pub(super) async fn do_allocate(self: Arc<Self>, pool: String, user: String, dry_run: bool) -> Result<Allocated> {
-        if user.is_empty() || user.len() > USER_BYTES_MAX || user.chars().any(char::is_control) {
-            return Err(Error::invalid("bad-user", format!("a name of {} bytes for a user", user.len()))
-                .hint(format!("one line of 1 to {USER_BYTES_MAX} bytes")));
-        }
+    pub(super) async fn do_allocate(self: Arc<Self>, pool: String, user: String) -> Result<Allocated> {
+        check_user(&user)?;
         let pool: Pool = self.catalog.get(&Name::new(pool)?).await?;
         for _ in 0..ATTEMPTS {
             let members = self.members(&pool.name).await?;
             if let Some(his) = members.iter().find(|m| m.state.assigned.as_ref() == Some(&user)) {
-                return Ok(allocated(&pool, &his.name, user, true));
+                return Ok(allocated(&pool, his, user, true));
             }
             if pool.state.maintenance {
-                return Err(Error::unavailable("pool-maintenance", "the pool is in maintenance")
-                    .on(pool.name.as_str())
-                    .hint("try again later"));
+                return Err(in_maintenance(&pool.name));
             }
             let newest = members.iter().map(|m| m.state.version).max();
             let mut free: Vec<&Member> = members.iter().filter(|m| self.is_free(m)).collect();
@@ -211,9 +217,6 @@ impl Gateway {
             let somewhere = usize::try_from(self.clock.random_u64()).unwrap_or(0) % free.len().max(1);
             free.rotate_left(somewhere);
             free.sort_by_key(|m| (Some(m.state.version) != newest, m.state.pending_version.is_some()));
-            if dry_run {
-                return self.would_allocate(&pool, &members, free.first().copied(), user).await;
-            }
             for member in free {
                 let give = |entry: &mut CloneEntry| {
                     if entry.assigned.is_some() || entry.pool.as_ref() != Some(&pool.name) {
@@ -226,7 +229,7 @@ impl Gateway {
                     Ok((given, true)) => {
                         tracing::info!(pool = %pool.name, clone = %given.name, user, "allocated");
                         self.keep_spares_later(&pool.name);
-                        return Ok(allocated(&pool, &given.name, user, false));
+                        return Ok(allocated(&pool, &given, user, false));
                     }
                     Ok((_, false)) => {}
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -234,29 +237,10 @@ impl Gateway {
                 }
             }
             if !self.fill(&pool, 1).await? {
-                return Err(pool_empty(&pool, members.len()));
+                return Err(empty(&pool.name, members.len()));
             }
         }
         Err(Error::conflict("busy", "others keep taking the clones").on(pool.name.as_str()).hint("try again"))
-    }
-
-    /// What a user would get: a free clone, or the one that would be made.
-    async fn would_allocate(
-        &self,
-        pool: &Pool,
-        members: &[Member],
-        free: Option<&Member>,
-        user: String,
-    ) -> Result<Allocated> {
-        if let Some(free) = free {
-            return Ok(allocated(pool, &free.name, user, false));
-        }
-        if members.len() >= pool.state.max as usize {
-            return Err(pool_empty(pool, members.len()));
-        }
-        let new = free_names(pool, members, 1)?;
-        self.order_clones(pool, &new, true).await?;
-        new.first().map(|name| allocated(pool, name, user, false)).ok_or_else(|| pool_empty(pool, members.len()))
     }
 
     /// Takes a clone back from its user. What was written on it goes first, so that nobody gets another's data.
@@ -312,7 +296,7 @@ impl Gateway {
             match self.order_clones(pool, &free_names(pool, &members, more)?, false).await {
                 // Another gateway grows it too.
                 Err(error) if error.code() == "name-taken" => {}
-                made => return made.map(|()| true),
+                made => return made.map(|_| true),
             }
         }
         Err(Error::conflict("busy", "others keep taking the names of new clones")
@@ -375,8 +359,11 @@ impl Gateway {
             };
             self.catalog.change(&pool.name, set).await?;
         }
-        let what = if size >= have { "made" } else { "deleted" };
-        let notes = vec![format!("{} clones of {have} are {what}", names.len())];
+        let (count, would) = (names.len(), if dry_run { "would be" } else { "are" });
+        let notes = vec![match size >= have {
+            true => format!("{count} more than {have} {would} made"),
+            false => format!("{count} of {have} {would} deleted, free ones with the highest numbers"),
+        }];
         Ok(Touched { dry_run, names: names.iter().map(Name::to_string).collect(), notes, ..Touched::default() })
     }
 
@@ -401,12 +388,7 @@ impl Gateway {
         Ok(names)
     }
 
-    pub(super) async fn do_change_pool(
-        self: Arc<Self>,
-        name: String,
-        change: ChangePool,
-        dry_run: bool,
-    ) -> Result<PoolView> {
+    pub(super) async fn do_change_pool(self: Arc<Self>, name: String, change: ChangePool) -> Result<PoolView> {
         let name = Name::new(name)?;
         let rules = change.reset.as_ref().map(|rules| rules.checked()).transpose()?;
         let lifetime: Option<Lifetime> = change.lifetime.map(Into::into);
@@ -422,11 +404,7 @@ impl Gateway {
             }
             Ok(())
         };
-        let (pool, ()) = self.catalog.change_or_try(&name, dry_run, set).await?;
-        if dry_run {
-            let members = self.members(&name).await?;
-            return Ok(PoolView { dry_run, ..self.pool_view(&pool, &members.iter().collect::<Vec<_>>(), None) });
-        }
+        let (pool, ()) = self.catalog.change(&name, set).await?;
         for member in self.members(&name).await? {
             let follow = |entry: &mut CloneEntry| {
                 entry.lifetime = pool.state.lifetime;
@@ -467,20 +445,32 @@ impl Gateway {
     }
 }
 
-fn allocated(pool: &Pool, clone: &Name, user: String, again: bool) -> Allocated {
-    let disk = format!("/v1/clones/{clone}/disk");
-    Allocated { pool: pool.name.to_string(), clone: clone.to_string(), user, again, disk }
+pub(super) fn check_user(user: &str) -> Result<()> {
+    if user.is_empty() || user.len() > USER_BYTES_MAX || user.chars().any(char::is_control) {
+        return Err(Error::invalid("bad-user", format!("a name of {} bytes for a user", user.len()))
+            .hint(format!("one line of 1 to {USER_BYTES_MAX} bytes")));
+    }
+    Ok(())
 }
 
-fn pool_empty(pool: &Pool, clones: usize) -> Error {
-    Error::exhausted("pool-empty", format!("all {clones} clones are given away")).on(pool.name.as_str()).hint(format!(
-        "clonegate pool scale {} --size {}",
-        pool.name,
-        clones + 1
-    ))
+pub(super) fn in_maintenance(pool: &Name) -> Error {
+    Error::unavailable("pool-maintenance", "the pool is in maintenance")
+        .on(pool.as_str())
+        .hint(format!("try again later; clonegate pool update {pool} --maintenance off ends it"))
 }
 
-fn check_sizes(size: u32, max: u32, spares: u32) -> Result<()> {
+pub(super) fn empty(pool: &Name, clones: usize) -> Error {
+    Error::exhausted("pool-empty", format!("none of its {clones} clones is free"))
+        .on(pool.as_str())
+        .hint(format!("clonegate pool scale {pool} --size {}", clones + 1))
+}
+
+fn allocated(pool: &Pool, clone: &Member, user: String, again: bool) -> Allocated {
+    let disk = format!("/v1/clones/{}/disk", clone.name);
+    Allocated { pool: pool.name.to_string(), clone: clone.name.to_string(), user, again, disk }
+}
+
+pub(super) fn check_sizes(size: u32, max: u32, spares: u32) -> Result<()> {
     if max > CREATE_COUNT_MAX || size > max || spares > max {
         return Err(Error::invalid("bad-count", format!("a pool of {size}, at most {max}, with {spares} spares"))
             .hint(format!("size and spares are at most max, and max is at most {CREATE_COUNT_MAX}")));

@@ -14,7 +14,7 @@ use clonegate_core::format::catalog::{CloneEntry, TemplateEntry};
 use clonegate_core::ids::CloneId;
 use clonegate_core::{Error, Result};
 
-use super::audit::Act;
+use super::audit::{Act, Why};
 use super::context;
 use super::gateway::Gateway;
 use super::open::{Of, Open};
@@ -24,30 +24,21 @@ use crate::catalog::Named;
 use crate::device::Device as _;
 use crate::exports::CloneRef;
 
-/// Why a full clone is kept.
-const NO_BASE: &str = "it has no base to go back to";
-
-/// What a policy said of a delta, as far as it is safe.
-struct Advised {
-    verdict: ResetVerdict,
-    /// Why it is kept, when it is.
-    kept: &'static str,
+/// What a reset policy said, after it was checked.
+struct Judged {
+    event: ResetEvent,
     attached: bool,
+    verdict: ResetVerdict,
+    /// Why it is not what the policy answered, when it is not.
+    changed: Option<&'static str>,
+    /// The policy.
     by: String,
     decision: String,
 }
 
 impl Gateway {
-    pub(super) async fn do_power_clone(
-        self: Arc<Self>,
-        clone: String,
-        event: PowerEvent,
-        dry_run: bool,
-    ) -> Result<PowerOutcome> {
+    pub(super) async fn do_power_clone(self: Arc<Self>, clone: String, event: PowerEvent) -> Result<PowerOutcome> {
         let clone = self.find_clone(&clone.parse()?).await?;
-        if dry_run {
-            return self.foresee_power(&clone, event).await;
-        }
         let outcome = self.act_on_power(&clone, event).await;
         let (reason, policy) = match &outcome {
             Ok(outcome) => (format!("{event:?}: {}, {}", outcome.action, outcome.reason), outcome.by.clone()),
@@ -73,42 +64,6 @@ impl Gateway {
             PowerEvent::Off => self.powered_off(clone, ResetEvent::PowerOff).await,
             PowerEvent::Logoff => self.ask_reset(clone, ResetEvent::LogOff).await,
         }
-    }
-
-    /// What would be done: the policy is asked, and nothing follows from its answer.
-    async fn foresee_power(&self, clone: &Named<CloneEntry>, event: PowerEvent) -> Result<PowerOutcome> {
-        if event == PowerEvent::Logoff {
-            return self.foresee_reset(clone, ResetEvent::LogOff).await;
-        }
-        if let (Some(number), Ok(())) = (clone.state.pending_version, self.check_discard(clone)) {
-            return Ok(outcome(clone, "updated", &format!("version {number} waits until it is off"), "update"));
-        }
-        if event == PowerEvent::On {
-            return Ok(outcome(clone, "kept", "nothing is done when it is switched on", ""));
-        }
-        match (self.rule_due(clone), self.check_discard(clone)) {
-            (Some(rule), Ok(())) => Ok(outcome(clone, "reset", &rule, "rule")),
-            _ => self.foresee_reset(clone, ResetEvent::PowerOff).await,
-        }
-    }
-
-    async fn foresee_reset(&self, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
-        let Some(advised) = self.advise_reset(clone, event.clone()).await? else {
-            return Ok(outcome(clone, "kept", NO_BASE, ""));
-        };
-        let by = advised.by.as_str();
-        Ok(match advised.verdict {
-            ResetVerdict::Discard(plan) if plan.timing == ResetTiming::WhenDetached && advised.attached => {
-                outcome(clone, "reset-when-detached", &plan.reason, by)
-            }
-            ResetVerdict::Discard(plan) => match self.check_discard(clone) {
-                Ok(()) => outcome(clone, "reset", &plan.reason, by),
-                Err(why) => return Err(why),
-            },
-            ResetVerdict::Hold(hold) => outcome(clone, "held", &hold.reason, by),
-            ResetVerdict::AskAgain(seconds) => outcome(clone, "kept", &format!("asked again in {seconds} s"), by),
-            ResetVerdict::Keep | ResetVerdict::NoOpinion => outcome(clone, "kept", advised.kept, by),
-        })
     }
 
     async fn note_off_unless_attached(&self, clone: &Named<CloneEntry>) -> Result<()> {
@@ -143,7 +98,8 @@ impl Gateway {
         }
         // A pending version that it came from is a move to be taken back, with what the clone held then.
         let back = clone.state.moved_from.as_ref().is_some_and(|from| from.version == number);
-        if back && self.take_back(clone).await.is_ok() {
+        let why = Why::of("it waited until its machine was off");
+        if back && self.take_back(clone, &why).await.is_ok() {
             return Ok(outcome(
                 clone,
                 "updated",
@@ -152,42 +108,12 @@ impl Gateway {
             ));
         }
         let version = self.version_for_clones(&clone.state.template, Some(number)).await?;
-        self.rebase(clone, &clone.state.template, &version).await?;
+        self.rebase(clone, &clone.state.template, &version, &why).await?;
         Ok(outcome(clone, "updated", &format!("version {number} waited until it was off"), "update"))
     }
 
-    /// Asks the policy whether the delta goes, and does what is safe of the answer.
-    async fn ask_reset(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
-        let Some(advised) = self.advise_reset(clone, event.clone()).await? else {
-            return Ok(outcome(clone, "kept", NO_BASE, ""));
-        };
-        let by = advised.by.as_str();
-        match advised.verdict {
-            ResetVerdict::Discard(plan) => {
-                if plan.timing == ResetTiming::WhenDetached && advised.attached {
-                    self.reset_waits.lock().insert(clone.state.record.id);
-                    return Ok(outcome(clone, "reset-when-detached", &plan.reason, by));
-                }
-                self.discard(clone, plan.onto, (&plan.reason, by)).await?;
-                self.back_to_pool(clone).await?;
-                tracing::info!(clone = %clone.name, by, reason = %plan.reason, decision = %advised.decision, "reset");
-                Ok(outcome(clone, "reset", &plan.reason, by))
-            }
-            ResetVerdict::Hold(hold) => {
-                let until_ms = hold.seconds.map(|s| self.clock.now_ms().saturating_add(u64::from(s) * 1000));
-                self.set_hold(clone, Some(hold.reason.clone()), until_ms).await?;
-                Ok(outcome(clone, "held", &hold.reason, by))
-            }
-            ResetVerdict::AskAgain(seconds) => {
-                self.ask_again(clone.state.record.id, event, seconds);
-                Ok(outcome(clone, "kept", &format!("asked again in {seconds} s"), by))
-            }
-            ResetVerdict::Keep | ResetVerdict::NoOpinion => Ok(outcome(clone, "kept", advised.kept, by)),
-        }
-    }
-
-    /// What the policy says of the delta, as far as it is safe; `None` for a clone without a base.
-    async fn advise_reset(&self, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<Option<Advised>> {
+    /// Asks the policy whether the delta goes; `None` for a clone that has no base to go back to.
+    async fn judge_reset(&self, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<Option<Judged>> {
         let entry = &clone.state;
         let Some(base) = entry.record.base else { return Ok(None) };
         let (datastore, known) = self.find_base(base).await?;
@@ -199,7 +125,7 @@ impl Gateway {
         let mut labels = entry.labels.clone();
         labels.sort_by(|a, b| a.key.cmp(&b.key));
         let request = ResetRequest {
-            event,
+            event: event.clone(),
             subject: Subject {
                 id: clone.name.to_string(),
                 pool: entry.pool.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -224,29 +150,76 @@ impl Gateway {
         };
         let advice = self.advisor.reset(&request).await;
         let (verdict, changed) = check::settle_reset(&request, advice.verdict, false);
-        Ok(Some(Advised {
-            verdict,
-            kept: changed.unwrap_or("the policy keeps it"),
-            attached: request.subject.attached,
-            by: advice.by,
-            decision: advice.decision,
-        }))
+        let attached = request.subject.attached;
+        Ok(Some(Judged { event, attached, verdict, changed, by: advice.by, decision: advice.decision }))
+    }
+
+    /// What the policy says of a power event, in a sentence. Nothing is done.
+    pub(super) async fn what_policy_says(&self, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<String> {
+        let Some(judged) = self.judge_reset(clone, event).await? else {
+            return Ok("it is kept: it has no base to go back to".to_owned());
+        };
+        let (what, why) = match &judged.verdict {
+            ResetVerdict::Discard(plan) if plan.timing == ResetTiming::WhenDetached && judged.attached => {
+                ("it is reset when its machine lets go of it", plan.reason.as_str())
+            }
+            ResetVerdict::Discard(plan) => ("it is reset", plan.reason.as_str()),
+            ResetVerdict::Hold(hold) => ("it is held", hold.reason.as_str()),
+            ResetVerdict::AskAgain(_) => ("it is kept", "the policy is asked again later"),
+            ResetVerdict::Keep | ResetVerdict::NoOpinion => {
+                ("it is kept", judged.changed.unwrap_or("the policy keeps it"))
+            }
+        };
+        Ok(format!("{what}: {why} ({})", judged.by))
+    }
+
+    /// Asks the policy whether the delta goes, and does what is safe of the answer.
+    async fn ask_reset(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
+        let Some(Judged { event, attached, verdict, changed, by, decision }) = self.judge_reset(clone, event).await?
+        else {
+            return Ok(outcome(clone, "kept", "it has no base to go back to", ""));
+        };
+        match verdict {
+            ResetVerdict::Discard(plan) => {
+                if plan.timing == ResetTiming::WhenDetached && attached {
+                    self.reset_waits.lock().insert(clone.state.record.id);
+                    return Ok(outcome(clone, "reset-when-detached", &plan.reason, &by));
+                }
+                self.discard(clone, plan.onto, (&plan.reason, &by)).await?;
+                self.back_to_pool(clone).await?;
+                tracing::info!(clone = %clone.name, %by, reason = %plan.reason, %decision, "reset");
+                Ok(outcome(clone, "reset", &plan.reason, &by))
+            }
+            ResetVerdict::Hold(hold) => {
+                let until_ms = hold.seconds.map(|s| self.clock.now_ms().saturating_add(u64::from(s) * 1000));
+                self.set_hold(clone, Some(hold.reason.clone()), until_ms).await?;
+                Ok(outcome(clone, "held", &hold.reason, &by))
+            }
+            ResetVerdict::AskAgain(seconds) => {
+                self.ask_again(clone.state.record.id, event, seconds);
+                Ok(outcome(clone, "kept", &format!("asked again in {seconds} s"), &by))
+            }
+            ResetVerdict::Keep | ResetVerdict::NoOpinion => {
+                Ok(outcome(clone, "kept", changed.unwrap_or("the policy keeps it"), &by))
+            }
+        }
     }
 
     /// Discards what a clone holds, and notes why: what was said, and who said it.
     async fn discard(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto, why: (&str, &str)) -> Result<()> {
-        let done = self.discard_onto(clone, onto).await;
         let (reason, policy) = why;
+        let whose = Why { reason: reason.to_owned(), policy: policy.to_owned() };
+        let done = self.discard_onto(clone, onto, &whose).await;
         self.note(Act { action: "clone reset", object: clone.name.as_str(), reason, policy }, &done).await;
         done
     }
 
-    async fn discard_onto(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto) -> Result<()> {
+    async fn discard_onto(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto, why: &Why) -> Result<()> {
         self.check_discard(clone)?;
         if onto == ResetOnto::NewestBase {
             let version = self.version_for_clones(&clone.state.template, None).await?;
             if version.number != clone.state.version {
-                return self.rebase(clone, &clone.state.template, &version).await;
+                return self.rebase(clone, &clone.state.template, &version, why).await;
             }
         }
         let (_open, volume) = self.volume(clone).await?;
@@ -300,7 +273,7 @@ impl Gateway {
     }
 
     /// What its own rules say of its delta, when they say that it goes.
-    fn rule_due(&self, clone: &Named<CloneEntry>) -> Option<String> {
+    pub(super) fn rule_due(&self, clone: &Named<CloneEntry>) -> Option<String> {
         let rules = &clone.state.reset;
         let since = clone.state.last_reset_ms.unwrap_or(clone.state.record.created_ms);
         if rules.every_ms.is_some_and(|every| since.saturating_add(every) <= self.clock.now_ms()) {
@@ -337,21 +310,11 @@ impl Gateway {
         self.catalog.change(&clone.name, set).await.map(drop)
     }
 
-    pub(super) async fn do_hold_clone(
-        self: Arc<Self>,
-        clone: String,
-        why: Option<String>,
-        dry_run: bool,
-    ) -> Result<Touched> {
-        const WHY_BYTES_MAX: usize = 512;
-        if why.as_ref().is_some_and(|why| why.len() > WHY_BYTES_MAX) {
-            return Err(Error::invalid("bad-text", format!("a reason has at most {WHY_BYTES_MAX} bytes")));
-        }
+    pub(super) async fn do_hold_clone(self: Arc<Self>, clone: String, why: Option<String>) -> Result<Touched> {
+        check_why(why.as_deref())?;
         let clone = self.find_clone(&clone.parse()?).await?;
-        if !dry_run {
-            self.set_hold(&clone, why, None).await?;
-        }
-        Ok(Touched { dry_run, names: vec![clone.name.to_string()], ..Touched::default() })
+        self.set_hold(&clone, why, None).await?;
+        Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
     }
 
     pub(super) async fn do_set_lifetime(
@@ -359,7 +322,6 @@ impl Gateway {
         clone: String,
         lifetime: Option<Lifetime>,
         rules: Option<ResetRulesView>,
-        dry_run: bool,
     ) -> Result<Touched> {
         let clone = self.find_clone(&clone.parse()?).await?;
         let rules = rules.map(|rules| rules.checked()).transpose()?;
@@ -370,8 +332,19 @@ impl Gateway {
             }
             Ok(())
         };
-        self.catalog.change_or_try(&clone.name, dry_run, set).await?;
-        Ok(Touched { dry_run, names: vec![clone.name.to_string()], ..Touched::default() })
+        self.catalog.change(&clone.name, set).await?;
+        Ok(Touched { names: vec![clone.name.to_string()], ..Touched::default() })
+    }
+}
+
+/// Refuses a reason that is too long.
+pub(super) fn check_why(why: Option<&str>) -> Result<()> {
+    const WHY_BYTES_MAX: usize = 512;
+    match why {
+        Some(why) if why.len() > WHY_BYTES_MAX => {
+            Err(Error::invalid("bad-text", format!("a reason has at most {WHY_BYTES_MAX} bytes")))
+        }
+        _ => Ok(()),
     }
 }
 

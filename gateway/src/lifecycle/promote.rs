@@ -23,6 +23,8 @@ use super::gateway::Gateway;
 use super::jobs::{JobOrder, JobRun};
 use super::replica::STEP_BYTES;
 use super::views::{Started, Touched};
+use super::waiting;
+use super::would::size;
 use crate::catalog::Named;
 use crate::device::{Device, Source};
 use crate::exports::CloneRef;
@@ -74,7 +76,7 @@ impl Gateway {
                 sessions: u32::try_from(self.open.attached(record.id).len()).unwrap_or(u32::MAX),
                 bytes,
                 notes: vec![
-                    format!("{bytes} bytes of its base are copied to datastore {} now", datastore.name),
+                    format!("{} of its base are copied to datastore {} now", size(bytes), datastore.name),
                     "machines that have it open go on; the last reset can no longer be undone".to_owned(),
                 ],
             }));
@@ -110,7 +112,7 @@ impl Gateway {
             run.note("letting the base go");
             cursor.old = Some(clone.state.record.clone());
             run.save(&cursor).await?;
-            match volume.promote().await {
+            match self.for_room_of(run, &clone.state.datastore, &volume, volume.promote()).await {
                 Ok(()) => drop(self.finish_promotion(&clone, &volume).await?),
                 // It was reset, or moved to another base, meanwhile.
                 Err(error) if error.code() == "base-needed" => cursor.filled = 0,
@@ -138,9 +140,9 @@ impl Gateway {
                     at = window.end();
                     run.progress(at, Some(clone.state.record.size));
                 }
-                volume.flush().await
+                waiting::flush(run, &volume).await
             };
-            match filled.await {
+            match self.for_room_of(run, &clone.state.datastore, &volume, filled).await {
                 Err(error) if error.code() == "closed" && again < 16 => {
                     again += 1;
                     at = from;

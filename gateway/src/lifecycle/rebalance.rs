@@ -44,9 +44,13 @@ impl Gateway {
     ) -> Result<Started> {
         let (from, to) = (Name::new(name)?, Name::new(request.to.as_str())?);
         self.datastores.get(&from)?.check_online()?;
-        self.datastores.get(&to)?.check_online()?;
+        let target = self.datastores.get(&to)?;
+        target.check_online()?;
+        moving::check_takes_clones(&target)?;
         if from == to {
-            return Err(Error::invalid("same-datastore", "a datastore cannot be emptied onto itself").on(from.as_str()));
+            return Err(Error::invalid("same-datastore", "a datastore cannot be emptied onto itself")
+                .on(from.as_str())
+                .hint("name another one with --to"));
         }
         let mut all = self.catalog.list::<CloneEntry>().await?;
         all.retain(|clone| clone.state.datastore == from);
@@ -92,7 +96,10 @@ impl Gateway {
                 Ok(name) => cursor.moved.push(name),
                 // One that cannot go stays, and says why; what concerns all of them ends the job.
                 Err(error) if run.is_last(&error) && run.check().is_ok() && error.kind() != ErrorKind::Exhausted => {
-                    cursor.stayed.push(error.to_string());
+                    let name = self.find_clone(&CloneRef::Id(*id)).await.map(|clone| clone.name.to_string());
+                    let name = name.unwrap_or_else(|_| id.to_string());
+                    let named = error.object() == Some(name.as_str());
+                    cursor.stayed.push(if named { error.to_string() } else { format!("{name}: {error}") });
                 }
                 Err(error) => return Err(error),
             }

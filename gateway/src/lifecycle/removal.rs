@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use crate::delta::fence;
-use crate::store::{Key, keys};
+use crate::store::{Key, keys, making_room};
 
 /// Objects deleted at once.
 const DELETES_AT_ONCE: usize = 32;
@@ -32,7 +32,7 @@ impl Gateway {
             tracing::warn!(volume = %record.name, %error, "its tombstone could not be put yet");
         }
         let (me, datastore) = (std::sync::Weak::clone(&self.me), Arc::clone(datastore));
-        self.handle.spawn(async move {
+        self.handle.spawn(making_room(async move {
             for _ in 0..ATTEMPTS {
                 let Some(gateway) = me.upgrade() else { return };
                 match gateway.remove(&datastore, &record).await {
@@ -50,7 +50,7 @@ impl Gateway {
             {
                 tracing::debug!(volume = %record.name, %error, "its tombstone stays for `fsck`");
             }
-        });
+        }));
     }
 
     /// Removes the objects of a volume whose name is gone: its data first, its slot last, so that a crash leaves a trace to go on from. Its

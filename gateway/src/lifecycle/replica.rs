@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clonegate_core::format::clone::{CloneRecord, Durability};
+use clonegate_core::ids::Name;
 use clonegate_core::limits::READ_WINDOW_BYTES;
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, Result};
@@ -14,6 +15,7 @@ use clonegate_core::{Error, Result};
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use super::jobs::JobRun;
+use super::waiting;
 use crate::delta::{DeltaSettings, Engine};
 use crate::device::{Device, Extent, Source, WriteOptions};
 use crate::volume::{Volume, VolumeSetup};
@@ -35,6 +37,9 @@ pub(super) enum Under {
 
 /// A copy under way.
 pub(super) struct Copying<'a> {
+    pub(super) gateway: &'a Gateway,
+    /// Where the copy is made.
+    pub(super) datastore: &'a Name,
     pub(super) from: Arc<dyn Device>,
     pub(super) to: Arc<Volume>,
     pub(super) under: Under,
@@ -82,12 +87,15 @@ impl Copying<'_> {
         while at < size {
             self.run.check()?;
             let step = ByteRange::new(at, size.min(at + STEP_BYTES));
-            for extent in self.from.extents(step).await? {
-                self.copy_extent(&extent).await?;
-                self.run.check()?;
-                self.progress(extent.range.end());
-            }
-            self.to.flush().await?;
+            let copied = async {
+                for extent in self.from.extents(step).await? {
+                    self.copy_extent(&extent).await?;
+                    self.run.check()?;
+                    self.progress(extent.range.end());
+                }
+                waiting::flush(self.run, &self.to).await
+            };
+            self.gateway.for_room_of(self.run, self.datastore, &self.to, copied).await?;
             at = step.end();
             self.progress(at);
             save.save(at).await?;
@@ -163,6 +171,18 @@ impl Copying<'_> {
             self.progress(size + at);
         }
         Ok(())
+    }
+
+    /// Ends a copy: closes it when it is whole, and otherwise gives up what of it is not in the store.
+    pub(super) async fn end(&self, copied: Result<()>) -> Result<()> {
+        let closed = match copied {
+            Ok(()) => self.gateway.for_room_of(self.run, self.datastore, &self.to, self.to.close()).await,
+            Err(error) => Err(error),
+        };
+        if closed.is_err() {
+            self.to.give_up().await;
+        }
+        closed
     }
 
     fn same_by_place(&self, ours: &[Extent], theirs: &[Extent]) -> bool {

@@ -7,14 +7,15 @@ use clonegate_core::format::catalog::CloneEntry;
 use clonegate_core::ids::Name;
 use clonegate_core::{Error, Result};
 
-use super::audit::Act;
+use super::audit::{Act, Why};
 use super::gateway::Gateway;
 use super::open::{BEING_CHANGED, Barred, Open, attached};
 use super::update::Change;
 use super::views::{SnapshotView, Touched};
+use super::would::refused;
 use crate::catalog::{Named, unknown};
 use crate::exports::{CloneRef, ExportName};
-use crate::volume::Volume;
+use crate::volume::{SnapshotStatus, Volume};
 
 /// How long a change waits for another one of the same clone.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,7 +75,7 @@ impl Gateway {
     }
 
     /// Fails while a machine has the clone open, or somebody holds it.
-    fn check_ordered(&self, clone: &Named<CloneEntry>) -> Result<()> {
+    pub(super) fn check_ordered(&self, clone: &Named<CloneEntry>) -> Result<()> {
         let clients = self.open.attached(clone.state.record.id);
         if !clients.is_empty() {
             return Err(attached(clone.name.as_str(), &clients));
@@ -86,8 +87,8 @@ impl Gateway {
         let attached = self.open.attached(clone.state.record.id);
         let status = volume.status();
         let mut notes = Vec::new();
-        if let Some(why) = self.held(&clone.state) {
-            notes.push(format!("it is held: {why}"));
+        if dry_run {
+            notes.extend(self.check_ordered(clone).err().iter().map(refused));
         }
         notes.push(self.what_becomes_of_it(&clone.state));
         Touched {
@@ -122,7 +123,7 @@ impl Gateway {
     pub(super) async fn drop_delta(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<()> {
         Self::check_base(clone)?;
         let (_barred, volume) = self.quiet(clone).await?;
-        volume.reset(None).await?;
+        self.for_room(&clone.state.datastore, &volume, volume.reset(None)).await?;
         self.note_reset(clone).await
     }
 
@@ -163,15 +164,15 @@ impl Gateway {
             return Ok(touched);
         }
         self.check_ordered(&clone)?;
-        self.take_back(&clone).await?;
+        self.take_back(&clone, &Why::of("taken back, with what it held")).await?;
         Ok(touched)
     }
 
     /// Takes the last reset, restore or update of a quiet clone back.
-    pub(super) async fn take_back(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<()> {
+    pub(super) async fn take_back(self: &Arc<Self>, clone: &Named<CloneEntry>, why: &Why) -> Result<()> {
         let (barred, volume) = self.quiet(clone).await?;
         let base = volume.status().undo_base;
-        self.change_over(clone, barred, volume, base, Change::Undo).await
+        self.change_over(clone, barred, volume, base, Change::Undo, why).await
     }
 
     /// Remembers when the clone was reset.
@@ -185,40 +186,20 @@ impl Gateway {
         self.catalog.change(&clone.name, note).await.map(drop)
     }
 
-    pub(super) async fn do_snapshot_clone(
-        self: Arc<Self>,
-        clone: String,
-        snapshot: String,
-        dry_run: bool,
-    ) -> Result<SnapshotView> {
+    pub(super) async fn do_snapshot_clone(self: Arc<Self>, clone: String, snapshot: String) -> Result<SnapshotView> {
         let snapshot = Name::new(snapshot)?;
         let clone = self.find_clone(&clone.parse()?).await?;
         let (_open, volume) = self.volume(&clone).await?;
-        if volume.status().snapshots.iter().any(|s| s.name == snapshot) {
-            return Err(Error::exists("name-taken", "the clone has a snapshot of this name already")
-                .on(format!("{}@{snapshot}", clone.name))
-                .hint("choose another name"));
-        }
-        if !dry_run {
-            volume.snapshot(snapshot.clone()).await?;
-        }
+        check_new_snapshot(&clone, &snapshot, &volume.status().snapshots)?;
+        self.for_room(&clone.state.datastore, &volume, volume.snapshot(snapshot.clone())).await?;
         Ok(SnapshotView { clone: clone.name.to_string(), name: snapshot.to_string() })
     }
 
-    pub(super) async fn do_drop_snapshot(
-        self: Arc<Self>,
-        clone: String,
-        snapshot: String,
-        dry_run: bool,
-    ) -> Result<SnapshotView> {
+    pub(super) async fn do_drop_snapshot(self: Arc<Self>, clone: String, snapshot: String) -> Result<SnapshotView> {
         let snapshot = Name::new(snapshot)?;
         let clone = self.find_clone(&clone.parse()?).await?;
         let (_open, volume) = self.volume(&clone).await?;
-        if dry_run {
-            volume.check_snapshot(&snapshot)?;
-        } else {
-            volume.drop_snapshot(snapshot.clone()).await?;
-        }
+        self.for_room(&clone.state.datastore, &volume, volume.drop_snapshot(snapshot.clone())).await?;
         Ok(SnapshotView { clone: clone.name.to_string(), name: snapshot.to_string() })
     }
 
@@ -232,7 +213,6 @@ impl Gateway {
         let clone = self.find_clone(&clone.parse()?).await?;
         let touched = {
             let (_open, volume) = self.volume(&clone).await?;
-            volume.check_snapshot(&snapshot)?;
             self.would_touch(&clone, &volume, dry_run)
         };
         if dry_run {
@@ -243,7 +223,18 @@ impl Gateway {
         let kept = volume.status().snapshots.into_iter().find(|s| s.name == snapshot);
         // One that there is not is refused by the volume itself.
         let base = kept.map_or(clone.state.record.base, |kept| kept.base);
-        self.change_over(&clone, barred, volume, base, Change::Restore(snapshot)).await?;
+        let why = Why::of(format!("restored to snapshot {snapshot}"));
+        self.change_over(&clone, barred, volume, base, Change::Restore(snapshot), &why).await?;
         Ok(touched)
     }
+}
+
+/// Refuses the name of a snapshot that is there.
+pub(super) fn check_new_snapshot(clone: &Named<CloneEntry>, name: &Name, there: &[SnapshotStatus]) -> Result<()> {
+    if there.iter().any(|snapshot| snapshot.name == *name) {
+        return Err(Error::exists("name-taken", "the clone has a snapshot of this name already")
+            .on(format!("{}@{name}", clone.name))
+            .hint("choose another name"));
+    }
+    Ok(())
 }

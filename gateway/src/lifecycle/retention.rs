@@ -73,7 +73,7 @@ impl Gateway {
     }
 
     /// The versions that go when so many are kept: neither published nor drafts, nor needed by a clone, now or to be taken back to.
-    async fn not_retained(&self, template: &Named<TemplateEntry>, keep: Option<u32>) -> Result<Vec<u32>> {
+    pub(super) async fn not_retained(&self, template: &Named<TemplateEntry>, keep: Option<u32>) -> Result<Vec<u32>> {
         let Some(keep) = keep else { return Ok(Vec::new()) };
         if keep == 0 {
             return Err(

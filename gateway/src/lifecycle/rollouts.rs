@@ -11,10 +11,12 @@ use clonegate_core::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use super::audit::{Act, Why};
 use super::gateway::Gateway;
 use super::jobs::{JobOrder, JobRun};
-use super::update::{Moved, check_size};
+use super::update::{Moved, check_size, may_be_moved_back};
 use super::views::{RolloutAction, UpdateClones, UpdatedClones};
+use super::would::refused;
 use crate::catalog::Named;
 
 /// Clones moved at once when nobody says.
@@ -80,8 +82,10 @@ impl Gateway {
         let moving: Vec<_> =
             clones.into_iter().filter(|c| c.state.version != version.number || c.state.template != template).collect();
         rollout.total = u32::try_from(moving.len()).unwrap_or(u32::MAX);
-        let plan = self.blast_radius(&template, &version, &rollout, &moving).await?;
+        let mut plan = self.blast_radius(&template, &version, &rollout, &moving).await?;
         if dry_run {
+            let other = self.catalog.find::<RolloutEntry>(&template).await?.filter(|other| is_open(other.state.state));
+            plan.notes.extend(other.map(|other| refused(&busy(&template, other.state.state))));
             return Ok(plan);
         }
         self.begin(&template, &rollout).await?;
@@ -90,7 +94,7 @@ impl Gateway {
     }
 
     /// The clones that an update is about, by name.
-    async fn clones_of(&self, template: &Name, rollout: &RolloutEntry) -> Result<Vec<Named<CloneEntry>>> {
+    pub(super) async fn clones_of(&self, template: &Name, rollout: &RolloutEntry) -> Result<Vec<Named<CloneEntry>>> {
         let mut all = self.catalog.list::<CloneEntry>().await?;
         let named: std::collections::HashSet<&Name> = rollout.clones.iter().collect();
         all.retain(|c| {
@@ -163,14 +167,9 @@ impl Gateway {
 
     /// Makes the record of an update; there is one of a template at a time.
     async fn begin(&self, template: &Name, rollout: &RolloutEntry) -> Result<()> {
-        let busy = |state: RolloutState| {
-            Error::conflict("update-running", format!("an update of its clones is {}", word(state)))
-                .on(template.as_str())
-                .hint(format!("clonegate update show {template}; pause and cancel end it"))
-        };
         let start = |there: &mut RolloutEntry| {
             if is_open(there.state) {
-                return Err(busy(there.state));
+                return Err(busy(template, there.state));
             }
             *there = rollout.clone();
             Ok(())
@@ -180,7 +179,7 @@ impl Gateway {
             started => return started.map(drop),
         }
         match self.catalog.create(template, rollout.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Exists => Err(busy(RolloutState::Running)),
+            Err(error) if error.kind() == ErrorKind::Exists => Err(busy(template, RolloutState::Running)),
             created => created.map(drop),
         }
     }
@@ -265,13 +264,17 @@ impl Gateway {
             return self.rest(template, rollout.run, RolloutState::AwaitsPromotion, None).await;
         }
         let mut done = u64::from(rollout.moved + rollout.later);
+        let why = Why::of(match &rollout.pool {
+            Some(pool) => format!("update of pool {pool}"),
+            None => "update".to_owned(),
+        });
         while !names.is_empty() {
             job.check()?;
             let size = if first > 0 { 1 } else { rollout.max_unavailable as usize };
             let later = names.split_off(size.min(names.len()));
             let wave = std::mem::replace(&mut names, later);
             let (mut moved, mut noted, mut failed) = (0, 0, None);
-            for (name, outcome) in self.move_wave(wave, template, &version, rollout.at_next_power_on).await {
+            for (name, outcome) in self.move_wave(wave, template, &version, rollout.at_next_power_on, &why).await {
                 match outcome {
                     Ok(Moved::Now) => moved += 1,
                     Ok(Moved::Later) => noted += 1,
@@ -307,10 +310,7 @@ impl Gateway {
 
     /// Takes the moves of an update back, with what the clones held before.
     async fn roll_back(self: &Arc<Self>, template: &Name, rollout: &RolloutEntry, job: &JobRun) -> Result<()> {
-        let moved_here = |c: &Named<CloneEntry>| {
-            let since = c.state.moved_from.as_ref().is_some_and(|from| from.at_ms >= rollout.started_ms);
-            c.state.template == *template && c.state.version == rollout.version && since
-        };
+        let moved_here = |c: &Named<CloneEntry>| c.state.template == *template && may_be_moved_back(c, rollout);
         let mut lost = 0_u32;
         let all = self.catalog.list::<CloneEntry>().await?;
         for clone in
@@ -352,11 +352,12 @@ impl Gateway {
             self.set_pending(&clone.name, Some(from.version)).await?;
             return Ok(Back::Later);
         }
-        match self.take_back(clone).await {
+        match self.take_back(clone, &Why::of("the update was rolled back, with what it held")).await {
             Ok(()) => Ok(Back::Whole),
             Err(error) if matches!(error.code(), "nothing-to-undo" | "base-gone") => {
                 let version = self.version_for_clones(&from.template, Some(from.version)).await?;
-                self.rebase(clone, &from.template, &version).await?;
+                let why = Why::of("the update was rolled back, without what it held");
+                self.rebase(clone, &from.template, &version, &why).await?;
                 Ok(Back::WithoutDelta)
             }
             Err(error) => Err(error),
@@ -418,6 +419,7 @@ impl Gateway {
             started_ms: rollout.started_ms,
             ..UpdatedClones::default()
         };
+        view.notes.extend(self.jobs.waits_of(&subject(&name, rollout.run)));
         for clone in self.catalog.list::<CloneEntry>().await? {
             let state = &clone.state;
             let Some(from) = state.moved_from.as_ref().filter(|from| from.at_ms >= rollout.started_ms) else {
@@ -442,47 +444,28 @@ impl Gateway {
         self: Arc<Self>,
         template: String,
         action: RolloutAction,
-        dry_run: bool,
     ) -> Result<UpdatedClones> {
         let name = Name::new(template)?;
         let run = self.clock.nonce();
         let (gateway, now) = (self.settings.gateway, self.clock.now_ms());
         let steer = |there: &mut RolloutEntry| {
-            use RolloutState as S;
-            let next = match (action, there.state) {
-                (RolloutAction::Pause, S::Running | S::AwaitsPromotion) => S::Paused,
-                (RolloutAction::Resume, S::Paused | S::Stopped | S::Running | S::RollingBack) => {
-                    if there.state == S::RollingBack { S::RollingBack } else { S::Running }
-                }
-                (RolloutAction::Promote, S::AwaitsPromotion) => {
-                    there.promoted = true;
-                    S::Running
-                }
-                (RolloutAction::Rollback, state) if state != S::RolledBack => S::RollingBack,
-                (RolloutAction::Cancel, state) if is_open(state) => S::Stopped,
-                (_, state) => {
-                    return Err(Error::conflict("update-state", format!("the update is {}", word(state)))
-                        .on(name.as_str())
-                        .hint(format!("clonegate update show {name}")));
-                }
-            };
+            let next = next_state(&name, action, there.state)?;
+            there.promoted |= action == RolloutAction::Promote;
             there.state = next;
             there.failed = (action == RolloutAction::Cancel).then(|| "it was cancelled".to_owned());
             there.changed_ms = now;
             // The former runner sees another run and stops.
             (there.run, there.gateway) = (run, gateway);
-            Ok(matches!(next, S::Running | S::RollingBack))
+            Ok(runs(next))
         };
-        let (steered, goes_on) = match self.catalog.change_or_try(&name, dry_run, steer).await {
+        let (before, goes_on) = match self.catalog.change(&name, steer).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(no_update(&name)),
             steered => steered?,
         };
-        if dry_run {
-            let state = word(steered.state.state).to_owned();
-            return Ok(UpdatedClones { dry_run, state, ..self.do_show_update(name.to_string()).await? });
-        }
+        let object = name.as_str();
+        self.note(Act { action: said(action), object, reason: "", policy: "" }, &Ok(())).await;
         if !goes_on {
-            return self.do_show_update(steered.name.to_string()).await;
+            return self.do_show_update(before.name.to_string()).await;
         }
         if action == RolloutAction::Resume {
             self.settle_moves(&name).await?;
@@ -506,7 +489,46 @@ pub(super) fn work(gateway: Arc<Gateway>, job: Arc<JobRun>) -> BoxFuture<'static
     })
 }
 
-fn no_update(template: &Name) -> Error {
+/// What becomes of an update by an action.
+pub(super) fn next_state(template: &Name, action: RolloutAction, now: RolloutState) -> Result<RolloutState> {
+    use RolloutState as S;
+    Ok(match (action, now) {
+        (RolloutAction::Pause, S::Running | S::AwaitsPromotion) => S::Paused,
+        (RolloutAction::Resume, S::RollingBack) => S::RollingBack,
+        (RolloutAction::Resume, S::Paused | S::Stopped | S::Running) => S::Running,
+        (RolloutAction::Promote, S::AwaitsPromotion) => S::Running,
+        (RolloutAction::Rollback, state) if state != S::RolledBack => S::RollingBack,
+        (RolloutAction::Cancel, state) if is_open(state) => S::Stopped,
+        (_, state) => {
+            return Err(Error::conflict("update-state", format!("the update is {}", word(state)))
+                .on(template.as_str())
+                .hint(format!("clonegate update show {template}")));
+        }
+    })
+}
+
+/// An action as the audit log has it.
+fn said(action: RolloutAction) -> &'static str {
+    match action {
+        RolloutAction::Pause => "update pause",
+        RolloutAction::Resume => "update resume",
+        RolloutAction::Promote => "update promote",
+        RolloutAction::Rollback => "update rollback",
+        RolloutAction::Cancel => "update cancel",
+    }
+}
+
+fn busy(template: &Name, state: RolloutState) -> Error {
+    let state = match state {
+        RolloutState::AwaitsPromotion => "waiting for its promotion",
+        state => word(state),
+    };
+    Error::conflict("update-running", format!("an update of its clones is {state}"))
+        .on(template.as_str())
+        .hint(format!("clonegate update show {template}; clonegate update cancel {template} ends it"))
+}
+
+pub(super) fn no_update(template: &Name) -> Error {
     Error::not_found("no-update", "no update of its clones was begun")
         .on(template.as_str())
         .hint(format!("clonegate clone update --template {template}"))
@@ -535,7 +557,7 @@ fn is_open(state: RolloutState) -> bool {
     matches!(state, S::Running | S::AwaitsPromotion | S::Paused | S::RollingBack)
 }
 
-fn word(state: RolloutState) -> &'static str {
+pub(super) fn word(state: RolloutState) -> &'static str {
     match state {
         RolloutState::Running => "running",
         RolloutState::AwaitsPromotion => "awaits-promotion",

@@ -13,7 +13,6 @@ use tokio::io::AsyncWriteExt;
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
-use super::open::Open;
 use super::templates::{NewVersion, Seal, unknown_version};
 use super::views::{TemplateView, ToTemplate};
 use crate::base::{Base, BaseDevice};
@@ -72,10 +71,28 @@ async fn read(device: &Arc<dyn Device>, place: Place, path: &str) -> Option<Stri
 }
 
 /// The refusal to seal what has findings.
-fn not_sealed(object: &str, findings: &[String]) -> Error {
+pub(super) fn not_sealed(object: &str, findings: &[String]) -> Error {
     Error::conflict("not-sealed", findings.join("; "))
         .on(object)
         .hint("clean that in the machine, as cloud-init clean --logs --machine-id does, or say --force")
+}
+
+/// The draft that is meant, the newest when nobody says.
+pub(super) fn draft(name: &Name, template: &TemplateEntry, version: Option<u32>) -> Result<u32> {
+    let newest = template.versions.iter().rfind(|v| v.state == VersionState::Draft).map(|v| v.number);
+    version.or(newest).ok_or_else(|| {
+        Error::conflict("no-draft", "it has no draft").on(name.as_str()).hint(format!("clonegate template show {name}"))
+    })
+}
+
+/// A template is made of a clone that no machine has open.
+pub(super) fn check_unattached(clone: &Named<CloneEntry>, attached: &[String]) -> Result<()> {
+    if attached.is_empty() {
+        return Ok(());
+    }
+    Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
+        .on(clone.name.as_str())
+        .hint("shut the machine down first, so that its file systems are whole"))
 }
 
 impl Gateway {
@@ -113,18 +130,12 @@ impl Gateway {
         name: String,
         version: Option<u32>,
         force: bool,
-        dry_run: bool,
     ) -> Result<TemplateView> {
         let name = Name::new(name)?;
         let found: Named<TemplateEntry> = self.catalog.get(&name).await?;
-        let newest = found.state.versions.iter().rfind(|v| v.state == VersionState::Draft).map(|v| v.number);
-        let number = version.or(newest).ok_or_else(|| {
-            Error::conflict("no-draft", "it has no draft")
-                .on(name.as_str())
-                .hint(format!("clonegate template show {name}"))
-        })?;
+        let number = draft(&name, &found.state, version)?;
         let of = found.state.version(number).ok_or_else(|| unknown_version(&name, number))?.clone();
-        let sealed = self.seal(&name, &of, force, dry_run).await?;
+        let sealed = self.seal(&name, &of, force).await?;
         let draft = sealed.state.version(number).filter(|v| v.state == VersionState::Draft);
         match draft {
             Some(draft) => Err(not_sealed(&format!("{name}:{number}"), &draft.findings)),
@@ -133,19 +144,19 @@ impl Gateway {
     }
 
     /// Looks into a version, writes down what is found, and seals it when that is nothing or `force` says so.
-    async fn seal(
-        &self,
-        name: &Name,
-        version: &TemplateVersion,
-        force: bool,
-        dry_run: bool,
-    ) -> Result<Named<TemplateEntry>> {
+    async fn seal(&self, name: &Name, version: &TemplateVersion, force: bool) -> Result<Named<TemplateEntry>> {
         let datastore = self.datastores.get(&version.datastore)?;
-        let findings = if dry_run {
-            self.look_into(&datastore, name, version.size, &version.data, Seal::Check { force }).await?
-        } else {
-            self.look_into_base(&datastore, name, version).await?
+        let base = {
+            let _making = datastore.making.lock().await;
+            datastore.table.load().await?;
+            let there = datastore.table.bases().into_iter().find(|base| Self::holds(base, name, version));
+            match there {
+                Some(base) => base.record.id,
+                None => self.make_base(&datastore, name, version).await?.id,
+            }
         };
+        let base = self.bases_on(&datastore).open(base).await?;
+        let findings = findings(Arc::new(BaseDevice::new(base, name.as_str()))).await;
         let number = version.number;
         let write = |template: &mut TemplateEntry| {
             let version = template.versions.iter_mut().find(|v| v.number == number);
@@ -156,59 +167,23 @@ impl Gateway {
             }
             Ok(())
         };
-        let (sealed, ()) = self.catalog.change_or_try(name, dry_run, write).await?;
+        let (sealed, ()) = self.catalog.change(name, write).await?;
         for finding in &findings {
             tracing::warn!(template = %name, version = number, finding, "found in the image");
         }
         Ok(sealed)
     }
 
-    /// What is found in a version by way of a base of it, which is made if there is none.
-    async fn look_into_base(
-        &self,
-        datastore: &Arc<Datastore>,
-        name: &Name,
-        version: &TemplateVersion,
-    ) -> Result<Vec<String>> {
-        let base = {
-            let _making = datastore.making.lock().await;
-            datastore.table.load().await?;
-            let there = datastore.table.bases().into_iter().find(|base| Self::holds(base, name, version));
-            match there {
-                Some(base) => base.record.id,
-                None => self.make_base(datastore, name, version).await?.id,
-            }
-        };
-        let base = self.bases_on(datastore).open(base).await?;
-        Ok(findings(Arc::new(BaseDevice::new(base, name.as_str()))).await)
-    }
-
-    /// A clone that a template is made of: nobody has it open, and what is found in it keeps it from nothing.
-    pub(super) async fn to_be_template(
-        self: &Arc<Self>,
-        clone: &Named<CloneEntry>,
-        force: bool,
-    ) -> Result<(Arc<Open>, Vec<String>)> {
-        let attached = self.open.attached(clone.state.record.id);
-        if !attached.is_empty() {
-            return Err(Error::conflict("attached", format!("{} has it open", attached.join(", ")))
-                .on(clone.name.as_str())
-                .hint("shut the machine down first, so that its file systems are whole"));
-        }
-        let (open, _volume) = self.volume(clone).await?;
-        let findings = findings(Arc::clone(&open.device)).await;
-        if !findings.is_empty() && !force {
-            return Err(not_sealed(clone.name.as_str(), &findings));
-        }
-        Ok((open, findings))
-    }
-
     /// Makes a template version of what a clone reads as now. Only what changed is stored: its chunks are deduplicated.
     pub(super) async fn do_to_template(self: Arc<Self>, clone: String, request: ToTemplate) -> Result<TemplateView> {
         let name = Name::new(request.template.as_str())?;
         let clone = self.find_clone(&clone.parse()?).await?;
-        let (open, findings) = self.to_be_template(&clone, request.force).await?;
-        let (_open, volume) = self.volume(&clone).await?;
+        check_unattached(&clone, &self.open.attached(clone.state.record.id))?;
+        let (open, volume) = self.volume(&clone).await?;
+        let findings = findings(Arc::clone(&open.device)).await;
+        if !findings.is_empty() && !request.force {
+            return Err(not_sealed(clone.name.as_str(), &findings));
+        }
         volume.flush().await?;
         let datastore = self.datastores.get(&clone.state.datastore)?;
         let before = volume.version().0;

@@ -16,33 +16,6 @@ use crate::store::{StoreConfig, exclusive};
 
 impl Gateway {
     pub(super) async fn do_add_datastore(self: Arc<Self>, request: AddDatastore) -> Result<DatastoreView> {
-        let (settings, entry) = self.to_be_datastore(request).await?;
-        let datastore = datastores::open(&settings.name, &settings.store, entry.clone(), &self.clock, &self.opener)?;
-        datastore.admit(self.settings.gateway, &self.settings.host).await?;
-        datastore.table.load().await?;
-        self.catalog.create(&datastore.name, entry).await?;
-        self.datastores.insert(&datastore);
-        Ok(view(&datastore))
-    }
-
-    pub(super) async fn do_plan_datastore(self: Arc<Self>, request: AddDatastore) -> Result<Touched> {
-        let (settings, entry) = self.to_be_datastore(request).await?;
-        let name = settings.name.clone();
-        // Opening a directory makes it.
-        let directory = entry.url.strip_prefix("file://").map(std::path::PathBuf::from);
-        let found = if directory.is_some_and(|directory| !directory.is_dir()) {
-            "its directory is made".to_owned()
-        } else {
-            let datastore = datastores::open(&name, &settings.store, entry, &self.clock, &self.opener)?;
-            datastore.table.load().await?;
-            format!("its store answers, and has {} bases", datastore.table.bases().len())
-        };
-        let notes = vec![found, "that it honours put-if-absent is proved when it is added".to_owned()];
-        Ok(Touched { dry_run: true, names: vec![name.to_string()], notes, ..Touched::default() })
-    }
-
-    /// The datastore that is asked for, if neither its name nor its store is taken.
-    async fn to_be_datastore(&self, request: AddDatastore) -> Result<(DatastoreSettings, DatastoreEntry)> {
         let name = Name::new(request.name.as_str())?;
         let store = StoreConfig {
             endpoint: request.endpoint,
@@ -51,9 +24,7 @@ impl Gateway {
             exclusive: request.exclusive,
             ..StoreConfig::new(request.url)
         };
-        if self.catalog.find::<DatastoreEntry>(&name).await?.is_some() {
-            return Err(Error::exists("name-taken", "a datastore of this name is there already").on(name.as_str()));
-        }
+        self.check_datastore_free(&name, &store.url).await?;
         let overcommit = if request.overcommit_percent == 0 { OVERCOMMIT_PERCENT } else { request.overcommit_percent };
         let settings = DatastoreSettings {
             capacity: request.capacity,
@@ -64,12 +35,25 @@ impl Gateway {
             ..DatastoreSettings::new(name.clone(), store)
         };
         let entry = settings.entry(self.clock.now_ms());
-        let others = self.catalog.list::<DatastoreEntry>().await?;
-        let same = |url: &str| url.trim_end_matches('/') == entry.url.trim_end_matches('/');
-        if let Some(other) = others.iter().find(|other| same(&other.state.url)) {
-            return Err(Error::exists("store-taken", format!("{} is this store already", other.name)).on(entry.url));
+        let datastore = datastores::open(&name, &settings.store, entry.clone(), &self.clock, &self.opener)?;
+        datastore.admit(self.settings.gateway, &self.settings.host).await?;
+        datastore.table.load().await?;
+        self.catalog.create(&name, entry).await?;
+        self.datastores.insert(&datastore);
+        Ok(view(&datastore))
+    }
+
+    /// Refuses a name and a store that are datastores already.
+    pub(super) async fn check_datastore_free(&self, name: &Name, url: &str) -> Result<()> {
+        if self.catalog.find::<DatastoreEntry>(name).await?.is_some() {
+            return Err(Error::exists("name-taken", "a datastore of this name is there already").on(name.as_str()));
         }
-        Ok((settings, entry))
+        let others = self.catalog.list::<DatastoreEntry>().await?;
+        let same = |other: &str| other.trim_end_matches('/') == url.trim_end_matches('/');
+        match others.iter().find(|other| same(&other.state.url)) {
+            Some(other) => Err(Error::exists("store-taken", format!("{} is this store already", other.name)).on(url)),
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn do_list_datastores(self: Arc<Self>, query: ListQuery) -> Result<Page<DatastoreView>> {
@@ -78,17 +62,20 @@ impl Gateway {
         for datastore in &all {
             look(datastore).await;
         }
-        Ok(page(all, &query, |d| d.name.as_str()).map(|d| view(&d)))
+        let waiting = self.waiting_for_room();
+        Ok(page(all, &query, |d| d.name.as_str())
+            .map(|d| DatastoreView { waiting: waiting.get(&d.name).cloned().unwrap_or_default(), ..view(&d) }))
     }
 
     pub(super) async fn do_show_datastore(self: Arc<Self>, name: String) -> Result<DatastoreView> {
         let datastore = self.known_datastore(&Name::new(name)?).await?;
         look(&datastore).await;
-        Ok(view(&datastore))
+        let waiting = self.waiting_for_room().remove(&datastore.name).unwrap_or_default();
+        Ok(DatastoreView { waiting, ..view(&datastore) })
     }
 
     /// A datastore, which another gateway may have added.
-    async fn known_datastore(&self, name: &Name) -> Result<Arc<Datastore>> {
+    pub(super) async fn known_datastore(&self, name: &Name) -> Result<Arc<Datastore>> {
         if self.datastores.find(name).is_none() {
             self.open_datastores().await?;
         }
@@ -138,36 +125,22 @@ impl Gateway {
         Ok(touched)
     }
 
-    pub(super) async fn do_probe_datastore(self: Arc<Self>, name: String, dry_run: bool) -> Result<DatastoreView> {
+    pub(super) async fn do_probe_datastore(self: Arc<Self>, name: String) -> Result<DatastoreView> {
         let datastore = self.known_datastore(&Name::new(name)?).await?;
-        if !dry_run {
-            self.admit(&datastore).await?;
-        }
+        self.admit(&datastore).await?;
         look(&datastore).await;
         Ok(view(&datastore))
     }
 
-    pub(super) async fn do_set_maintenance(
-        self: Arc<Self>,
-        name: String,
-        on: bool,
-        dry_run: bool,
-    ) -> Result<DatastoreView> {
+    pub(super) async fn do_set_maintenance(self: Arc<Self>, name: String, on: bool) -> Result<DatastoreView> {
         let datastore = self.known_datastore(&Name::new(name)?).await?;
         let set = |entry: &mut DatastoreEntry| {
             entry.maintenance = on;
             Ok(())
         };
-        let (changed, ()) = self.catalog.change_or_try(&datastore.name, dry_run, set).await?;
-        if !dry_run {
-            datastore.set_entry(changed.state.clone());
-        }
-        let mut view = view(&datastore);
-        if datastore.trouble().is_none() {
-            word(if changed.state.maintenance { Health::Maintenance } else { Health::Online })
-                .clone_into(&mut view.health);
-        }
-        Ok(view)
+        let (changed, ()) = self.catalog.change(&datastore.name, set).await?;
+        datastore.set_entry(changed.state);
+        Ok(view(&datastore))
     }
 
     pub(super) async fn do_list_bases(self: Arc<Self>, query: ListQuery) -> Result<Page<BaseView>> {
@@ -220,27 +193,28 @@ async fn look(datastore: &Datastore) {
     }
 }
 
-fn word(health: Health) -> &'static str {
-    match health {
-        Health::Online => "online",
-        Health::Degraded => "degraded",
-        Health::Maintenance => "maintenance",
-        Health::Offline => "offline",
-    }
-}
-
 fn view(datastore: &Datastore) -> DatastoreView {
     let entry = datastore.entry();
     let bases = datastore.table.bases();
     DatastoreView {
         name: datastore.name.to_string(),
         url: entry.url,
-        health: word(datastore.health()).to_owned(),
+        health: match datastore.health() {
+            Health::Online => "online",
+            Health::Degraded => "degraded",
+            Health::Maintenance => "maintenance",
+            Health::Offline => "offline",
+        }
+        .to_owned(),
         trouble: datastore.trouble().map(|trouble| trouble.to_string()),
         capacity: datastore.capacity(),
         free: datastore.free(),
         thin: entry.thin,
         exclusive: entry.exclusive,
+        reserve: entry.reserve,
+        overcommit_percent: entry.overcommit_percent,
+        promised: datastore.promised(),
+        waiting: Vec::new(),
         bases: u32::try_from(bases.len()).unwrap_or(u32::MAX),
         clones: bases.iter().map(KnownBase::count).sum(),
         labels: from_labels(&entry.labels),

@@ -18,7 +18,7 @@ use super::views::{ImportTemplate, ListQuery, Page, ReferenceTemplate, TemplateV
 use crate::base::{self, RawSources};
 use crate::catalog::Named;
 use crate::import::{self, ImportOptions, Input, Progress};
-use crate::store::split_object_url;
+use crate::store::{Key, making_room, split_object_url};
 
 /// Most versions that a template keeps.
 const VERSIONS_MAX: usize = 256;
@@ -40,17 +40,8 @@ pub(super) enum Seal {
 }
 
 impl Seal {
-    pub(super) fn asked(draft: bool, force: bool) -> Self {
+    fn asked(draft: bool, force: bool) -> Self {
         if draft { Self::Draft } else { Self::Check { force } }
-    }
-
-    /// Whether a version with these findings is sealed.
-    pub(super) fn seals(self, findings: &[String]) -> bool {
-        match self {
-            Self::Checked => true,
-            Self::Check { force } => force || findings.is_empty(),
-            Self::Draft => false,
-        }
     }
 }
 
@@ -101,22 +92,11 @@ impl Gateway {
     }
 
     pub(super) async fn do_reference_template(self: Arc<Self>, request: ReferenceTemplate) -> Result<TemplateView> {
-        let (description, publish) = (request.description.clone(), request.publish);
-        let (name, version) = self.referred_to(request).await?;
-        self.add_version(&name, description, publish, version).await
-    }
-
-    /// The version that an image by reference makes; nothing is written.
-    pub(super) async fn referred_to(self: &Arc<Self>, request: ReferenceTemplate) -> Result<(Name, NewVersion)> {
         let name = Name::new(request.name.as_str())?;
         let slots = self.check_slots(request.slots)?;
         check_text(request.description.as_deref())?;
         let datastore = self.datastore_for_import(request.datastore.as_deref())?;
-        let (store_url, key) = split_object_url(&request.url)?;
-        let source = self.sources.open(&store_url)?;
-        let image = base::inspect(&source, &key)
-            .await
-            .map_err(|e| if e.object().is_some() { e } else { e.on(request.url.clone()) })?;
+        let (image, store_url, key) = self.inspect_reference(&request.url).await?;
         let data = BaseData::Raw { store: store_url, key: key.to_string(), etag: image.etag };
         let seal = Seal::asked(request.draft, request.force);
         let findings = self.look_into(&datastore, &name, image.size, &data, seal).await?;
@@ -132,7 +112,16 @@ impl Gateway {
             slots,
             seal,
         };
-        Ok((name, version))
+        self.add_version(&name, request.description, request.publish, version).await
+    }
+
+    /// The image that a URL refers to, when that is permitted.
+    pub(super) async fn inspect_reference(&self, url: &str) -> Result<(base::RawImage, String, Key)> {
+        let (store_url, key) = split_object_url(url)?;
+        let source = self.sources.open(&store_url)?;
+        let image = base::inspect(&source, &key).await;
+        let image = image.map_err(|e| if e.object().is_some() { e } else { e.on(url) })?;
+        Ok((image, store_url, key))
     }
 
     pub(super) fn check_slots(&self, slots: Option<u32>) -> Result<u32> {
@@ -171,7 +160,11 @@ impl Gateway {
         version: NewVersion,
     ) -> Result<TemplateView> {
         let now_ms = self.clock.now_ms();
-        let sealed = version.seal.seals(&version.findings);
+        let sealed = match version.seal {
+            Seal::Checked => true,
+            Seal::Check { force } => force || version.findings.is_empty(),
+            Seal::Draft => false,
+        };
         let stored = |number: u32| TemplateVersion {
             number,
             state: if sealed { VersionState::Sealed } else { VersionState::Draft },
@@ -187,7 +180,11 @@ impl Gateway {
             findings: version.findings.clone(),
         };
         let add = |template: &mut TemplateEntry| {
-            check_room(template.versions.len(), name)?;
+            if template.versions.len() >= VERSIONS_MAX {
+                return Err(Error::exhausted("too-many-versions", format!("it has {VERSIONS_MAX} versions"))
+                    .on(name.as_str())
+                    .hint("delete those that nobody needs"));
+            }
             let number = template.next_version;
             template.next_version += 1;
             template.versions.push(stored(number));
@@ -321,53 +318,40 @@ impl Gateway {
         self: Arc<Self>,
         name: String,
         version: Option<u32>,
-        dry_run: bool,
     ) -> Result<TemplateView> {
         let name = Name::new(name)?;
         let (changed, _) = self
             .catalog
-            .change_or_try(&name, dry_run, |template: &mut TemplateEntry| {
-                let newest = template.versions.iter().rfind(|v| v.state != VersionState::Deleting).map(|v| v.number);
-                let number = version.or(newest).ok_or_else(|| unknown_version(&name, 0))?;
-                let found = template.version(number).ok_or_else(|| unknown_version(&name, number))?;
-                if found.state == VersionState::Draft {
-                    return Err(Error::conflict("not-sealed", format!("version {number} is not sealed"))
-                        .on(name.as_str())
-                        .hint(format!("clonegate template seal {name}:{number}")));
-                }
+            .change(&name, |template: &mut TemplateEntry| {
+                let number = publishable(&name, template, version)?;
                 publish_version(template, number);
                 Ok(())
             })
             .await?;
-        if !dry_run {
-            self.open.forget_text(&format!("template/{name}"));
-            self.retain_versions(&changed).await;
-        }
+        self.open.forget_text(&format!("template/{name}"));
+        self.retain_versions(&changed).await;
         self.template_view(&changed).await
     }
 
-    pub(super) async fn do_rollback_template(self: Arc<Self>, name: String, dry_run: bool) -> Result<TemplateView> {
+    pub(super) async fn do_rollback_template(self: Arc<Self>, name: String) -> Result<TemplateView> {
         let name = Name::new(name)?;
-        let (changed, ()) = self
-            .catalog
-            .change_or_try(&name, dry_run, |template: &mut TemplateEntry| {
-                while let Some(before) = template.history.pop() {
-                    if template.version(before).is_some() && template.published != Some(before) {
-                        template.published = Some(before);
-                        return Ok(());
-                    }
-                }
-                Err(Error::conflict("nothing-to-roll-back-to", "no other version of it was published before")
-                    .on(name.as_str()))
-            })
-            .await?;
-        if !dry_run {
-            self.open.forget_text(&format!("template/{name}"));
-        }
+        let (changed, _) =
+            self.catalog.change(&name, |template: &mut TemplateEntry| roll_back(&name, template)).await?;
+        self.open.forget_text(&format!("template/{name}"));
         self.template_view(&changed).await
     }
 
+    /// Deletes a template, or a version of it, also where there is no room for a record of it.
     pub(super) async fn do_delete_template(
+        self: Arc<Self>,
+        name: String,
+        version: Option<u32>,
+        dry_run: bool,
+    ) -> Result<Touched> {
+        making_room(self.delete_template_now(name, version, dry_run)).await
+    }
+
+    async fn delete_template_now(
         self: Arc<Self>,
         name: String,
         version: Option<u32>,
@@ -494,14 +478,30 @@ impl Gateway {
     }
 }
 
-/// Whether a template that has so many versions takes another.
-pub(super) fn check_room(versions: usize, name: &Name) -> Result<()> {
-    if versions < VERSIONS_MAX {
-        return Ok(());
+/// The version that is to be published, the newest when nobody says.
+pub(super) fn publishable(name: &Name, template: &TemplateEntry, version: Option<u32>) -> Result<u32> {
+    let newest = template.versions.iter().rfind(|v| v.state != VersionState::Deleting).map(|v| v.number);
+    let number = version.or(newest).ok_or_else(|| unknown_version(name, 0))?;
+    let found = template.version(number).ok_or_else(|| unknown_version(name, number))?;
+    if found.state == VersionState::Draft {
+        return Err(Error::conflict("not-sealed", format!("version {number} is not sealed"))
+            .on(name.as_str())
+            .hint(format!("clonegate template seal {name}:{number}")));
     }
-    Err(Error::exhausted("too-many-versions", format!("it has {VERSIONS_MAX} versions"))
+    Ok(number)
+}
+
+/// Makes the version that was published before the one that new clones get; tells which.
+pub(super) fn roll_back(name: &Name, template: &mut TemplateEntry) -> Result<u32> {
+    while let Some(before) = template.history.pop() {
+        if template.version(before).is_some() && template.published != Some(before) {
+            template.published = Some(before);
+            return Ok(before);
+        }
+    }
+    Err(Error::conflict("nothing-to-roll-back-to", "no other version of it was published before")
         .on(name.as_str())
-        .hint("delete those that nobody needs"))
+        .hint(format!("clonegate template publish {name}:VERSION")))
 }
 
 /// Makes `number` the version that new clones get.
@@ -537,7 +537,7 @@ pub(super) fn unknown_version(template: &Name, number: u32) -> Error {
         .hint(format!("`clonegate template show {template}` shows its versions"))
 }
 
-pub(super) fn check_text(text: Option<&str>) -> Result<()> {
+fn check_text(text: Option<&str>) -> Result<()> {
     match text {
         Some(text) if text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) => {
             Err(Error::invalid("bad-text", format!("a text of {} bytes", text.len()))

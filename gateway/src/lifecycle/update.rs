@@ -6,17 +6,18 @@
 
 use std::sync::Arc;
 
-use clonegate_core::format::catalog::{CloneEntry, MovedFrom, TemplateVersion};
+use clonegate_core::format::catalog::{CloneEntry, MovedFrom, RolloutEntry, TemplateVersion};
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::ids::{BaseId, Name};
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
 
-use super::audit::Act;
+use super::audit::{Act, Why};
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use super::open::{Barred, Of};
 use super::placement::Order;
+use super::would::size as bytes;
 use crate::catalog::Named;
 use crate::volume::Volume;
 
@@ -66,6 +67,7 @@ impl Gateway {
         template: &Name,
         version: &TemplateVersion,
         later: bool,
+        why: &Why,
     ) -> Vec<(Name, Result<Moved>)> {
         let mut done = Vec::new();
         let mut going: Vec<Named<CloneEntry>> = Vec::new();
@@ -88,7 +90,7 @@ impl Gateway {
             }
         }
         let moves = places.into_iter().map(|(clone, place)| async move {
-            let moved = self.move_one(&clone, template, version, place).await;
+            let moved = self.move_one(&clone, template, version, place, why).await;
             (clone.name, moved)
         });
         done.extend(futures::stream::iter(moves).buffer_unordered(256).collect::<Vec<_>>().await);
@@ -132,6 +134,7 @@ impl Gateway {
         template: &Name,
         version: &TemplateVersion,
         place: Place,
+        why: &Why,
     ) -> Result<Moved> {
         let datastore = self.datastores.get(&clone.state.datastore)?;
         let quiet = async {
@@ -154,7 +157,7 @@ impl Gateway {
         };
         let moved = match quiet.await {
             Ok((barred, volume)) => {
-                self.carry(clone, barred, volume, place, (template, version.number), Change::Reset).await
+                self.carry(clone, (barred, volume), place, (template, version.number), Change::Reset, why).await
             }
             Err(error) => {
                 datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
@@ -184,12 +187,13 @@ impl Gateway {
         clone: &Named<CloneEntry>,
         template: &Name,
         version: &TemplateVersion,
+        why: &Why,
     ) -> Result<()> {
         check_size(clone, version)?;
         let here = std::slice::from_ref(clone);
         let places = self.places(&clone.state.datastore, here, template, version).await?;
         let place = places.into_iter().next().ok_or_else(|| Error::internal("no-slot", "a claim gave nothing"))?;
-        match self.move_one(clone, template, version, place).await? {
+        match self.move_one(clone, template, version, place, why).await? {
             Moved::Later => Err(Error::conflict("attached", "its machine may run").on(clone.name.as_str())),
             Moved::Now | Moved::Already => Ok(()),
         }
@@ -257,13 +261,14 @@ impl Gateway {
         volume: Arc<Volume>,
         base: Option<BaseId>,
         change: Change,
+        why: &Why,
     ) -> Result<()> {
         let now = volume.status().base;
         let base = match base {
             Some(base) if Some(base) != now => base,
             _ => {
                 let same = base.or(now).unwrap_or_else(|| BaseId::from_bytes([0; 16]));
-                change.apply(&volume, same).await?;
+                self.for_room(&clone.state.datastore, &volume, change.apply(&volume, same)).await?;
                 return self.note_reset(clone).await;
             }
         };
@@ -287,21 +292,21 @@ impl Gateway {
         let (mut records, _) = datastore.table.claim(base, vec![clone.name.clone()], &make).await?;
         let record = records.pop().ok_or_else(|| gone("takes no more clones"))?;
         let place = Place { base, record };
-        self.carry(clone, barred, volume, place, (&of.template, of.version), change).await
+        self.carry(clone, (barred, volume), place, (&of.template, of.version), change, why).await
     }
 
     /// Carries a quiet clone to its new slot.
     async fn carry(
         self: &Arc<Self>,
         clone: &Named<CloneEntry>,
-        barred: Barred,
-        volume: Arc<Volume>,
+        (barred, volume): (Barred, Arc<Volume>),
         place: Place,
         to: (&Name, u32),
         change: Change,
+        why: &Why,
     ) -> Result<()> {
         let id = clone.state.record.id;
-        let changed = change.apply(&volume, place.base).await;
+        let changed = self.for_room(&clone.state.datastore, &volume, change.apply(&volume, place.base)).await;
         drop(volume);
         if let Err(error) = changed {
             drop(barred);
@@ -316,8 +321,8 @@ impl Gateway {
             return Err(error);
         }
         self.adopt(clone, to, &place.record).await?;
-        let reason = format!("to version {} of {}", to.1, to.0);
-        let act = Act { action: "clone update", object: clone.name.as_str(), reason: &reason, policy: "" };
+        let reason = format!("to version {} of {}: {}", to.1, to.0, why.reason);
+        let act = Act { action: "clone update", object: clone.name.as_str(), reason: &reason, policy: &why.policy };
         self.note(act, &Ok(())).await;
         // It is opened anew with its new record; until then nobody attaches.
         self.open.close_of(Of::Clone(id), &self.clock).await;
@@ -362,6 +367,12 @@ async fn give_back(datastore: &Arc<Datastore>, places: &[Place]) {
     }
 }
 
+/// Whether an update has moved a clone, which has not moved since.
+pub(super) fn may_be_moved_back(clone: &Named<CloneEntry>, rollout: &RolloutEntry) -> bool {
+    let since = clone.state.moved_from.as_ref().is_some_and(|from| from.at_ms >= rollout.started_ms);
+    clone.state.version == rollout.version && since
+}
+
 /// A clone may grow with its template and never shrinks: what lies behind the end would be lost.
 pub(super) fn check_size(clone: &Named<CloneEntry>, version: &TemplateVersion) -> Result<()> {
     let size = clone.state.record.size;
@@ -370,7 +381,7 @@ pub(super) fn check_size(clone: &Named<CloneEntry>, version: &TemplateVersion) -
     }
     Err(Error::conflict(
         "image-smaller",
-        format!("it has {size} bytes and version {} only {}", version.number, version.size),
+        format!("it has {} and version {} only {}", bytes(size), version.number, bytes(version.size)),
     )
     .on(clone.name.as_str())
     .hint("a disk cannot shrink under its machine: make a new clone"))

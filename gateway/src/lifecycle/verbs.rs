@@ -12,7 +12,7 @@ use super::views::{
     DiskView, FsckReport, IdentitySpec, IdentityView, ImportTemplate, JobView, KeptSnapshot, ListAudit, ListJobs,
     ListQuery, Page, PoolView, PowerEvent, PowerOutcome, Rebalance, ReferenceTemplate, RenewIdentity, ResetRulesView,
     RolloutAction, SetIdentity, SnapshotView, Started, TemplateIdentityView, TemplateView, ToTemplate, Touched,
-    UpdateClones, UpdatedClones, WarmCache,
+    UpdateClones, UpdatedClones, WarmCache, Would,
 };
 use crate::identity::Identity;
 use crate::import::{Input, Progress};
@@ -29,38 +29,17 @@ macro_rules! verbs {
     };
 }
 
-/// Verbs that are mostly meant: beside each stands one that can be told to change nothing and to say what would come of it.
-macro_rules! verbs_and_trials {
-    ($($(#[$doc:meta])* $name:ident, $or_try:ident => $body:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        impl Gateway {$(
-            $(#[$doc])*
-            pub async fn $name(&self, $($arg: impl Into<$type>),*) -> Result<$out> {
-                self.$or_try($($arg,)* false).await
-            }
-
-            /// The same; with `dry_run` nothing is changed, and the answer is what it would be.
-            ///
-            /// # Errors
-            /// The same.
-            pub async fn $or_try(&self, $($arg: impl Into<$type>,)* dry_run: bool) -> Result<$out> {
-                $(let $arg: $type = $arg.into();)*
-                self.run(move |gateway| gateway.$body($($arg,)* dry_run)).await
-            }
-        )*}
-    };
-}
-
 verbs! {
+    /// What a change would touch that answers with what it made. Nothing is done.
+    ///
+    /// # Errors
+    /// Those of the change.
+    would => do_would(change: Would) -> Touched;
     /// Adds a datastore to the catalog and opens it.
     ///
     /// # Errors
     /// `Exists`; whatever the probe of its store finds.
     add_datastore => do_add_datastore(request: AddDatastore) -> DatastoreView;
-    /// Looks whether a datastore could be added: its store is read, and nothing is written to it.
-    ///
-    /// # Errors
-    /// Those of adding it, but for what only a probe finds.
-    plan_datastore => do_plan_datastore(request: AddDatastore) -> Touched;
     /// All datastores, by name.
     ///
     /// # Errors
@@ -76,31 +55,21 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` with code `referenced`.
     remove_datastore => do_remove_datastore(name: String, dry_run: bool) -> Touched;
+    /// Proves again that its store may be used.
+    ///
+    /// # Errors
+    /// `NotFound`; what the probe finds.
+    probe_datastore => do_probe_datastore(name: String) -> DatastoreView;
+    /// Lets it take no new clones, or again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    set_maintenance => do_set_maintenance(name: String, on: bool) -> DatastoreView;
     /// Makes a version of a template of a raw image that lies in a store already.
     ///
     /// # Errors
     /// `Denied` when the configuration does not permit the place; `NotFound`; `Invalid` for what is no raw image.
     reference_template => do_reference_template(request: ReferenceTemplate) -> TemplateView;
-    /// Makes a template version of what a clone reads as now.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` when a machine has it open, or the sealing checks find something and `force` is not set.
-    clone_to_template => do_to_template(clone: String, request: ToTemplate) -> TemplateView;
-    /// What a version made of a clone would be.
-    ///
-    /// # Errors
-    /// Those of making it.
-    plan_to_template => do_plan_to_template(clone: String, request: ToTemplate) -> Touched;
-    /// What a version made of an uploaded image would be, and whether it could be made.
-    ///
-    /// # Errors
-    /// Those of making it that can be known before its bytes.
-    plan_import => do_plan_import(request: ImportTemplate) -> Touched;
-    /// What a version made of a raw image that lies in a store already would be.
-    ///
-    /// # Errors
-    /// Those of making it.
-    plan_reference => do_plan_reference(request: ReferenceTemplate) -> Touched;
     /// All templates, by name.
     ///
     /// # Errors
@@ -111,6 +80,21 @@ verbs! {
     /// # Errors
     /// `NotFound`.
     show_template => do_show_template(name: String) -> TemplateView;
+    /// Gives new clones this version, the newest when absent.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `not-sealed`.
+    publish_template => do_publish_template(name: String, version: Option<u32>) -> TemplateView;
+    /// Gives new clones the version that was published before.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `nothing-to-roll-back-to`.
+    rollback_template => do_rollback_template(name: String) -> TemplateView;
+    /// Looks into a draft, the newest when absent, and seals it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `not-sealed` that says what was found, unless `force` is set.
+    seal_template => do_seal_template(name: String, version: Option<u32>, force: bool) -> TemplateView;
     /// Keeps so many versions that no clone needs, besides the published one; none: all.
     ///
     /// # Errors
@@ -182,11 +166,41 @@ verbs! {
     /// # Errors
     /// `NotFound`.
     show_update => do_show_update(template: String) -> UpdatedClones;
+    /// Pauses, resumes, promotes, rolls back or ends an update.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` with code `update-state` when it is not in a state for that.
+    steer_update => do_steer_update(template: String, action: RolloutAction) -> UpdatedClones;
     /// Takes the last reset, restore or update of a clone back, with what it held then.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` with code `nothing-to-undo`, or when it is attached or held.
     undo_clone => do_undo_clone(clone: String, dry_run: bool) -> Touched;
+    /// Makes a template version of what a clone reads as now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when a machine has it open, or the sealing checks find something and `force` is not set.
+    clone_to_template => do_to_template(clone: String, request: ToTemplate) -> TemplateView;
+    /// Tells that a machine was switched on or off; policies decide what follows.
+    ///
+    /// # Errors
+    /// `NotFound`; those of the stores.
+    power_clone => do_power_clone(clone: String, event: PowerEvent) -> PowerOutcome;
+    /// Holds a clone for this reason, so that nothing discards what it has written; none lets it go.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    hold_clone => do_hold_clone(clone: String, why: Option<String>) -> Touched;
+    /// Says whether a clone's delta is meant to last, and when it is discarded besides.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for rules that would discard at once.
+    set_lifetime => do_set_lifetime(clone: String, lifetime: Option<Lifetime>, rules: Option<ResetRulesView>) -> Touched;
+    /// Gives a snapshot up.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    drop_snapshot => do_drop_snapshot(clone: String, snapshot: String) -> SnapshotView;
     /// Makes a pool with its clones.
     ///
     /// # Errors
@@ -207,11 +221,21 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` with code `pool-in-use` when too few are free.
     scale_pool => do_scale_pool(name: String, size: u32, dry_run: bool) -> Touched;
+    /// Changes a pool; its clones follow.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid`.
+    change_pool => do_change_pool(name: String, change: ChangePool) -> PoolView;
     /// Deletes a pool with its clones.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` with code `referenced` while machines or users have any.
     delete_pool => do_delete_pool(name: String, force: bool, dry_run: bool) -> Touched;
+    /// Gives a user, or a machine, a clone of a pool: the one that he has, or a free one.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exhausted` with code `pool-empty`; `Unavailable` with code `pool-maintenance`.
+    allocate => do_allocate(pool: String, user: String) -> Allocated;
     /// Takes a clone back from its user; what was written on it goes.
     ///
     /// # Errors
@@ -352,6 +376,11 @@ verbs! {
     /// # Errors
     /// Those of the stores.
     alerts => do_alerts() -> Vec<AlertView>;
+    /// Keeps the present state of a clone under a name.
+    ///
+    /// # Errors
+    /// `NotFound`; `Exists`.
+    snapshot_clone => do_snapshot_clone(clone: String, snapshot: String) -> SnapshotView;
     /// The snapshots of a clone, oldest first.
     ///
     /// # Errors
@@ -372,74 +401,6 @@ verbs! {
     /// # Errors
     /// `NotFound`; `Conflict` when it is attached or held.
     restore_clone => do_restore_clone(clone: String, snapshot: String, dry_run: bool) -> Touched;
-}
-
-verbs_and_trials! {
-    /// Proves again that its store may be used.
-    ///
-    /// # Errors
-    /// `NotFound`; what the probe finds.
-    probe_datastore, probe_datastore_or_try => do_probe_datastore(name: String) -> DatastoreView;
-    /// Lets it take no new clones, or again.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    set_maintenance, set_maintenance_or_try => do_set_maintenance(name: String, on: bool) -> DatastoreView;
-    /// Gives new clones this version, the newest when absent.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` with code `not-sealed`.
-    publish_template, publish_template_or_try => do_publish_template(name: String, version: Option<u32>) -> TemplateView;
-    /// Gives new clones the version that was published before.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` with code `nothing-to-roll-back-to`.
-    rollback_template, rollback_template_or_try => do_rollback_template(name: String) -> TemplateView;
-    /// Looks into a draft, the newest when absent, and seals it.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` with code `not-sealed` that says what was found, unless `force` is set.
-    seal_template, seal_template_or_try => do_seal_template(name: String, version: Option<u32>, force: bool) -> TemplateView;
-    /// Pauses, resumes, promotes, rolls back or ends an update.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` with code `update-state` when it is not in a state for that.
-    steer_update, steer_update_or_try => do_steer_update(template: String, action: RolloutAction) -> UpdatedClones;
-    /// Tells that a machine was switched on or off; policies decide what follows.
-    ///
-    /// # Errors
-    /// `NotFound`; those of the stores.
-    power_clone, power_clone_or_try => do_power_clone(clone: String, event: PowerEvent) -> PowerOutcome;
-    /// Holds a clone for this reason, so that nothing discards what it has written; none lets it go.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    hold_clone, hold_clone_or_try => do_hold_clone(clone: String, why: Option<String>) -> Touched;
-    /// Says whether a clone's delta is meant to last, and when it is discarded besides.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid` for rules that would discard at once.
-    set_lifetime, set_lifetime_or_try => do_set_lifetime(clone: String, lifetime: Option<Lifetime>, rules: Option<ResetRulesView>) -> Touched;
-    /// Gives a snapshot up.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    drop_snapshot, drop_snapshot_or_try => do_drop_snapshot(clone: String, snapshot: String) -> SnapshotView;
-    /// Changes a pool; its clones follow.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid`.
-    change_pool, change_pool_or_try => do_change_pool(name: String, change: ChangePool) -> PoolView;
-    /// Gives a user, or a machine, a clone of a pool: the one that he has, or a free one.
-    ///
-    /// # Errors
-    /// `NotFound`; `Exhausted` with code `pool-empty`; `Unavailable` with code `pool-maintenance`.
-    allocate, allocate_or_try => do_allocate(pool: String, user: String) -> Allocated;
-    /// Keeps the present state of a clone under a name.
-    ///
-    /// # Errors
-    /// `NotFound`; `Exists`.
-    snapshot_clone, snapshot_clone_or_try => do_snapshot_clone(clone: String, snapshot: String) -> SnapshotView;
 }
 
 impl Gateway {

@@ -37,14 +37,22 @@ impl Policies {
     ///
     /// # Errors
     /// `policy-engine` (internal), `decisions-directory` (unavailable).
-    pub fn start(mut settings: HostSettings, clock: Clock) -> Result<Self> {
-        settings.embedded.extend(EMBEDDED);
+    pub fn start(settings: HostSettings, clock: Clock) -> Result<Self> {
         let watched = settings.plugins.is_some();
-        let host = PolicyHost::start(settings)?;
+        let policies = Self::look(settings, clock)?;
         if watched {
-            watch(Arc::downgrade(&host))?;
+            watch(Arc::downgrade(&policies.host))?;
         }
-        Ok(Self { host, clock })
+        Ok(policies)
+    }
+
+    /// The same for a look at what is there, beside a gateway that may run: the directory is not watched, so nothing is installed.
+    ///
+    /// # Errors
+    /// `policy-engine` (internal), `decisions-directory` (unavailable).
+    pub fn look(mut settings: HostSettings, clock: Clock) -> Result<Self> {
+        settings.embedded.extend(EMBEDDED);
+        Ok(Self { host: PolicyHost::start(settings)?, clock })
     }
 
     /// The plugins, for control and metrics.

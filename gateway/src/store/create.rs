@@ -51,16 +51,16 @@ impl Store {
             }
             None => None,
         };
-        inner
-            .patience
-            .persist(&inner.clock, &name, || async {
+        self.on_ballast(|| {
+            inner.patience.persist(&inner.clock, &name, || async {
                 match inner.patience.within(&name, body.len() as u64, inner.try_create(key, &body)).await? {
                     Ok(()) => Ok(PutNew::Created),
                     Err(object_store::Error::AlreadyExists { .. }) => inner.whose(key, &body, &name).await,
                     Err(cause) => Err(errors::map(cause, &name)),
                 }
             })
-            .await
+        })
+        .await
     }
 }
 
@@ -82,15 +82,18 @@ impl Store {
             Some(exclusive) => exclusive.turn(key).await,
             None => None,
         };
-        match inner.patience.within(&name, body.len() as u64, inner.try_create(key, &body)).await {
-            Ok(Ok(())) => Ok(Once::Created),
-            Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Once::Taken),
-            Ok(Err(cause)) => {
-                let failure = errors::map(cause, &name);
-                if failure.transient { Ok(Once::Unknown) } else { Err(failure.error) }
+        self.on_ballast(|| async {
+            match inner.patience.within(&name, body.len() as u64, inner.try_create(key, &body)).await {
+                Ok(Ok(())) => Ok(Once::Created),
+                Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Once::Taken),
+                Ok(Err(cause)) => {
+                    let failure = errors::map(cause, &name);
+                    if failure.transient { Ok(Once::Unknown) } else { Err(failure.error) }
+                }
+                Err(_) => Ok(Once::Unknown),
             }
-            Err(_) => Ok(Once::Unknown),
-        }
+        })
+        .await
     }
 }
 

@@ -19,8 +19,8 @@ use clonegate_core::{Error, Result};
 use parking_lot::Mutex;
 
 use super::create::PutNew;
-use super::errors;
 use super::keys::Key;
+use super::{ballast, errors};
 use crate::clock::Clock;
 
 /// Files that are written and synced at a time. Measured on ext4: 1 takes 0.62 s for 2,000, 8 0.29 s, 32 0.17 s, 64 0.18 s.
@@ -176,13 +176,19 @@ pub(super) fn sweep(root: &Path, clock: &Clock) -> u64 {
             let Ok(kind) = entry.file_type() else { continue };
             if kind.is_dir() {
                 waiting.push(entry.path());
-            } else if kind.is_file() && is_staged(&entry.file_name().to_string_lossy()) && modified_ms(&entry) < old_ms
+            } else if kind.is_file()
+                && is_leftover(&entry.file_name().to_string_lossy())
+                && modified_ms(&entry) < old_ms
             {
                 swept += u64::from(fs::remove_file(entry.path()).is_ok());
             }
         }
     }
     swept
+}
+
+fn is_leftover(name: &str) -> bool {
+    is_staged(name) && !ballast::is_piece(name)
 }
 
 fn is_staged(name: &str) -> bool {

@@ -3,6 +3,7 @@
 //! Only four things are asked of a store: put if absent, get (a range of) an object, list names, delete. Nothing is
 //! updated in place and nothing depends on a clock, so a directory, S3, GCS and Azure behave alike.
 
+mod ballast;
 mod batch;
 pub mod config;
 pub mod count;
@@ -26,6 +27,7 @@ use std::sync::atomic::AtomicBool;
 use clonegate_core::{ErrorKind, Result};
 use object_store::{ObjectStore, ObjectStoreExt};
 
+pub use self::ballast::{makes_room, making_room};
 pub use self::config::{Secret, StoreConfig};
 pub use self::count::{Count, CountStore, Counts, Operation};
 pub use self::create::PutNew;
@@ -66,6 +68,8 @@ struct Inner {
     patience: Patience,
     /// The directory, when the store is one.
     directory: Option<PathBuf>,
+    /// What a directory keeps for who makes room.
+    ballast: Option<Arc<ballast::Ballast>>,
     /// When it is marked exclusive: who owns it.
     exclusive: Option<exclusive::Exclusive>,
     /// Learnt from the store: it matches `If-Match` only without the quotes (Ceph RGW does).
@@ -110,6 +114,7 @@ impl Store {
             patience: Patience::of(config),
             // A directory's put-if-absent is the file system's and always works.
             exclusive: config.exclusive.then(|| exclusive::Exclusive::new(opened.directory.is_none())),
+            ballast: opened.directory.as_deref().map(|root| Arc::new(ballast::Ballast::of(root))),
             directory: opened.directory,
             bare_etags: AtomicBool::new(false),
         }))

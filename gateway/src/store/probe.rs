@@ -13,7 +13,7 @@ use clonegate_core::{Error, ErrorKind, Result};
 use futures::future::join_all;
 
 use super::keys::{self, Key};
-use super::{Store, create, exclusive};
+use super::{Store, create, exclusive, making_room};
 
 /// Creates that race for one object.
 const RACERS: usize = 16;
@@ -57,8 +57,10 @@ impl Store {
         let local = self.directory().is_some() || self.label().starts_with("memory:");
         let rounds = if local { ROUNDS_LOCAL } else { ROUNDS };
         let probe = Probe { store: self, run: self.clock().id(), rounds };
-        let admission = probe.run().await;
+        // What it puts it takes away again, so a full directory can be opened and emptied.
+        let admission = making_room(probe.run()).await;
         probe.clean_up().await;
+        self.keep_ballast().await;
         if let Some(root) = self.directory() {
             let (root, clock) = (root.to_owned(), self.clock().clone());
             tokio::task::spawn_blocking(move || super::directory::sweep(&root, &clock));

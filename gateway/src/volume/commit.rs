@@ -118,6 +118,8 @@ impl Committer {
     }
 
     async fn run(mut self) {
+        let core = Arc::clone(&self.core);
+        let _committing = core.committing.lock().await;
         loop {
             while self.in_flight.len() < IN_FLIGHT_COMMITS {
                 let Some(commit) = self.next_commit(false) else { break };
@@ -338,7 +340,7 @@ impl Committer {
                     return Err(error);
                 }
                 tracing::warn!(clone = %core.record.name, %error, "a commit waits to know whether its volume is still there");
-                core.engine.clock.sleep(core.engine.clock.jitter(wait)).await;
+                pause(&core, wait).await?;
                 wait = (wait * 2).min(RETRY_LAST);
             }
             *core.confirmed.lock() = sent;
@@ -527,13 +529,27 @@ pub(super) async fn put(core: &Core, key: &Key, object: Bytes, cold: bool) -> Re
             Ok(PutNew::Exists(_)) => return Err(fenced(&core.record)),
             Err(error) => {
                 tracing::warn!(clone = %core.record.name, %error, "a commit waits for the store");
+                core.progress.set_waits(error.clone());
                 if error.kind() != ErrorKind::Unavailable {
                     core.progress.set_stuck(error);
                 }
             }
         }
-        core.engine.clock.sleep(core.engine.clock.jitter(wait)).await;
+        pause(core, wait).await?;
         wait = (wait * 2).min(RETRY_LAST);
+    }
+}
+
+/// Waits before the next try.
+///
+/// # Errors
+/// `Conflict` with code `closed` when the volume was given up.
+async fn pause(core: &Core, wait: Duration) -> Result<()> {
+    tokio::select! {
+        biased;
+        // Nothing is ever acquired: it ends when it is closed.
+        _ = core.given_up.acquire() => Err(closed(core)),
+        () = core.engine.clock.sleep(core.engine.clock.jitter(wait)) => Ok(()),
     }
 }
 

@@ -159,6 +159,8 @@ pub(super) struct Progress {
     refused: AtomicU64,
     /// Why the store does not take more at the moment, when that is not an outage.
     stuck: Mutex<Option<Error>>,
+    /// Why the last put failed, for as long as none has succeeded since.
+    waits: Mutex<Option<Error>>,
     dead: Mutex<Option<Error>>,
 }
 
@@ -171,7 +173,17 @@ impl Progress {
         self.durable.fetch_max(number, Ordering::AcqRel);
         self.journaled.fetch_max(number, Ordering::AcqRel);
         *self.stuck.lock() = None;
+        *self.waits.lock() = None;
         self.changed.notify_waiters();
+    }
+
+    pub(super) fn set_waits(&self, error: Error) {
+        *self.waits.lock() = Some(error);
+    }
+
+    /// Why nothing comes into the store at the moment.
+    pub(super) fn waits(&self) -> Option<Error> {
+        self.waits.lock().clone()
     }
 
     pub(super) fn set_journaled(&self, number: u64) {
@@ -244,6 +256,10 @@ pub(super) struct Core {
     /// Wakes the committer.
     pub(super) wake: Notify,
     pub(super) commands: Mutex<Option<mpsc::UnboundedSender<Command>>>,
+    /// Held by the committer for as long as it lives.
+    pub(super) committing: tokio::sync::Mutex<()>,
+    /// Closed when nobody wants what was accepted any more: whatever waits for the store ends.
+    pub(super) given_up: Semaphore,
     /// Where the last read ended, to see sequential readers.
     pub(super) read_end: AtomicU64,
     /// When what is known of the log was last known to be true.
@@ -390,6 +406,19 @@ impl Core {
                 state.mark.set(false);
             }
         }
+    }
+
+    /// Gives up what was accepted and is not in the store, and ends whatever waits for the store.
+    pub(super) async fn give_up(&self) {
+        const LINGER: Duration = Duration::from_secs(5);
+        let newest = self.state.read().newest_batch();
+        self.die(&super::commit::closed(self));
+        self.commands.lock().take();
+        self.given_up.close();
+        if let Some(journal) = self.engine.journal.as_ref().filter(|_| self.mode == Durability::Local) {
+            journal.release(self.record.id, newest);
+        }
+        let _ = tokio::time::timeout(LINGER, self.committing.lock()).await;
     }
 
     /// Ends ownership: nothing is acknowledged any more.

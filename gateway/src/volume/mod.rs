@@ -174,6 +174,8 @@ impl Volume {
             progress: Progress::default(),
             wake: Notify::new(),
             commands: Mutex::new(None),
+            committing: tokio::sync::Mutex::new(()),
+            given_up: Semaphore::new(0),
             read_end: AtomicU64::new(0),
             looked: core::Looked::new(opened),
             confirmed: Mutex::new(core::Moment::now(&engine.clock)),
@@ -270,15 +272,6 @@ impl Volume {
         self.core.operate(Operation::DropSnapshot(name)).await
     }
 
-    /// Whether there is a snapshot of this name.
-    ///
-    /// # Errors
-    /// `NotFound` with code `unknown-snapshot`.
-    pub fn check_snapshot(&self, name: &Name) -> Result<()> {
-        let there = self.status().snapshots.iter().any(|snapshot| snapshot.name == *name);
-        if there { Ok(()) } else { Err(self.core.unknown_snapshot(name)) }
-    }
-
     /// A snapshot as a read-only device. It does not keep the volume open.
     ///
     /// # Errors
@@ -322,6 +315,17 @@ impl Volume {
     /// `Fenced` when it was taken over before; what the store gives.
     pub async fn close(&self) -> Result<()> {
         self.core.close().await
+    }
+
+    /// Gives the volume up without putting anything more into the store: it is about to be deleted, or was a copy that nobody wants. It is
+    /// unusable afterwards; a request that is under way is waited for, for a while.
+    pub async fn give_up(&self) {
+        self.core.give_up().await;
+    }
+
+    /// Why nothing of it comes into the store at the moment: the store has no room, or does not answer. It is tried again all the time.
+    pub fn waits(&self) -> Option<Error> {
+        self.core.progress.waits()
     }
 
     /// Does a round of upkeep now: folds, writes a checkpoint, deletes garbage that is past its grace. Otherwise that

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use clonegate::exports::Detach;
-use clonegate::lifecycle::views::{CreateClones, LifetimeView, ListAudit, ListQuery};
+use clonegate::lifecycle::views::{CreateClones, LifetimeView, ListAudit, ListQuery, RolloutAction, UpdateClones};
 use clonegate_tests::gateway::Gateway;
 use clonegate_tests::lab::{self, Lab};
 use clonegate_tests::raw_http::RawHttp;
@@ -46,7 +46,9 @@ fn every_change_is_in_the_audit_log_with_who_what_and_why() {
     assert_eq!((reset["by"].as_str(), reset["outcome"].as_str()), (Some("127.0.0.1"), Some("ok")));
     let reset = find("clone reset", "a");
     assert!(!reset["reason"].as_str().unwrap().is_empty() && !reset["policy"].as_str().unwrap().is_empty(), "{reset}");
-    assert_eq!(find("clone create", "b")["by"], "127.0.0.1");
+    let create = find("clone create", "b");
+    assert_eq!((create["by"].as_str(), create["policy"].as_str()), (Some("127.0.0.1"), Some("default")), "{create}");
+    assert!(create["reason"].as_str().unwrap().contains("1 on "), "why it is where it is: {create}");
     assert_eq!(find("clone reset", "nobody")["outcome"], "unknown-clone");
     assert_eq!(find("template delete", "demo")["outcome"], "referenced");
     assert!(find("clone power", "a")["reason"].as_str().unwrap().contains("reset"));
@@ -95,6 +97,35 @@ async fn a_reset_after_the_last_good_bye_of_a_machine_is_in_the_log_with_the_rea
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_clone_of_an_update_is_in_the_log_with_why_it_moved() {
+    let lab = Lab::new(&["local"]);
+    let gateway = lab.gateway(1).await;
+    lab::version(&gateway, "t", 1).await;
+    gateway.create_clones(lab::order("c", "t", None), false).await.unwrap();
+    lab::version(&gateway, "t", 2).await;
+    let update = UpdateClones { template: "t".to_owned(), ..UpdateClones::default() };
+    gateway.update_clones(update.clone(), false).await.unwrap();
+    gateway.steer_update("t", RolloutAction::Rollback).await.unwrap();
+    gateway.update_clones(update, false).await.unwrap();
+    gateway.undo_clone("c", false).await.unwrap();
+    let moves = ListAudit { action: Some("clone update".to_owned()), ..ListAudit::default() };
+    let moves = gateway.list_audit(moves).await.unwrap().items;
+    let why: Vec<&str> = moves.iter().rev().filter_map(|entry| entry.reason.as_deref()).collect();
+    assert_eq!(
+        why,
+        [
+            "to version 2 of t: update",
+            "to version 1 of t: the update was rolled back, with what it held",
+            "to version 2 of t: update",
+            "to version 1 of t: taken back, with what it held",
+        ]
+    );
+    let steered =
+        ListAudit { object: Some("t".to_owned()), action: Some("update rollback".to_owned()), ..ListAudit::default() };
+    assert_eq!(gateway.list_audit(steered).await.unwrap().items.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_many_do_at_once_is_noted_completely_and_in_few_objects() {
     let lab = Lab::new(&["local"]);
     let gateway = lab.gateway(1).await;
@@ -107,7 +138,8 @@ async fn what_many_do_at_once_is_noted_completely_and_in_few_objects() {
     for reset in futures::future::join_all(resets).await {
         reset.unwrap().unwrap();
     }
-    let list = ListAudit { list: ListQuery { limit: Some(1000), cursor: None }, ..ListAudit::default() };
+    let list = ListQuery { limit: Some(1000), cursor: None };
+    let list = ListAudit { list, action: Some("clone reset".to_owned()), ..ListAudit::default() };
     let all = gateway.list_audit(list).await.unwrap().items;
     let mut objects: Vec<&str> = all.iter().map(|entry| entry.object.as_str()).collect();
     objects.sort_unstable();

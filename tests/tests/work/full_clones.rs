@@ -68,7 +68,7 @@ async fn all(gateway: &Gateway, export: &str) -> Vec<u8> {
 
 /// The template and its bases go, which nothing may need any more.
 async fn take_the_source_away(gateway: &Gateway) {
-    for _ in 0..200 {
+    for _ in 0..3000 {
         if gateway.delete_template("t", None, false).await.is_ok() {
             break;
         }
@@ -110,7 +110,7 @@ async fn a_full_clone_outlives_its_template_its_bases_and_its_gateway() {
     let next = lab.gateway(1).await;
     assert_eq!(all(&next, "f").await, bytes);
     next.delete_clone("f", false).await.unwrap();
-    for _ in 0..100 {
+    for _ in 0..3000 {
         if next.fsck(false, Some(0), false).await.unwrap().findings.is_empty() {
             return;
         }

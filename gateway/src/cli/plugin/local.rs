@@ -9,8 +9,8 @@ use std::time::Duration;
 use clonegate_core::advice::Slot;
 use clonegate_core::{Error, Result};
 use clonegate_policy_host::{
-    CallLimits, Compiler, Engine, INPUT_BYTES_MAX, Input, Limits, Outcome, Plugin, Replay, check_settings, measure,
-    read_records, scaffold,
+    CallLimits, Compiler, Engine, INPUT_BYTES_MAX, Input, Limits, LinkLimits, Outcome, Plugin, Replay, check_settings,
+    measure, read_records, scaffold,
 };
 
 use super::Component;
@@ -63,7 +63,7 @@ fn load(component: &Component, compiler: &Compiler) -> Result<(Arc<Plugin>, Stri
 }
 
 pub(super) fn new(name: &str, sdk: Option<&Path>) -> Result<(), Failure> {
-    for path in scaffold(Path::new("."), name, sdk)? {
+    for path in scaffold(Path::new(""), name, sdk)? {
         output::line(&path.display().to_string());
     }
     output::line(&format!("next: cd {name} && cargo test"));
@@ -101,14 +101,30 @@ pub(super) fn check(component: &Component, form: Form) -> Result<(), Failure> {
         ("digest", info.digest.clone()),
         ("imports", if info.imports.is_empty() { "nothing".into() } else { info.imports.join(", ") }),
         ("settings", if component.settings.is_some() { "right".into() } else { "the defaults".into() }),
+        ("a call may take", may_take(&usual_limits())),
     ]);
     Ok(())
 }
 
+/// What a call may take at a place in a chain that does not say otherwise.
+fn usual_limits() -> LinkLimits {
+    LinkLimits::of(&Limits::default(), &CallLimits::default())
+}
+
+fn may_take(limits: &LinkLimits) -> String {
+    let LinkLimits { fuel, fuel_per_record, memory_bytes, time_ms } = limits;
+    format!("{fuel} fuel and {fuel_per_record} for each record of the question, {}, {time_ms} ms", size(*memory_bytes))
+}
+
+fn size(bytes: usize) -> String {
+    output::size(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
 pub(super) fn run(component: &Component, input: &Path, form: Form) -> Result<(), Failure> {
-    let input = Input::parse(&read_text(input)?).map_err(|e| e.on(input.display().to_string()))?;
+    let asked = Input::parse(&read_text(input)?).map_err(|e| e.on(input.display().to_string()))?;
     let (plugin, settings) = load(component, &Compiler::Here)?;
-    let call = plugin.ask(&settings, &input.context, &input.question);
+    asked.fits(&plugin).map_err(|e| e.on(input.display().to_string()))?;
+    let call = plugin.ask(&settings, &asked.context, &asked.question);
     if form == Form::Json {
         output::json(&call);
     } else {
@@ -123,10 +139,11 @@ pub(super) fn run(component: &Component, input: &Path, form: Form) -> Result<(),
             Outcome::Skipped(why) => output::line(why),
         }
         let percent = call.fuel.saturating_mul(100) / call.fuel_limit.max(1);
+        let limits = usual_limits();
         output::facts(&[
             ("fuel", format!("{} of {} ({percent} %)", call.fuel, call.fuel_limit)),
-            ("memory", output::size(u64::try_from(call.memory).unwrap_or(u64::MAX))),
-            ("time", format!("{} µs", call.us)),
+            ("memory", format!("{} of {}", size(call.memory), size(call.memory_limit))),
+            ("time", format!("{} µs of {} ms", call.us, limits.time_ms)),
         ]);
     }
     if call.outcome.is_fault() {
@@ -161,7 +178,7 @@ pub(super) fn bench(
         ("p99", format!("{:.1} µs", measured.p99_us)),
         ("built-in rule", format!("{:.1} µs", measured.native_median_us)),
         ("fuel", format!("{} of {}", measured.fuel, measured.fuel_limit)),
-        ("memory", output::size(u64::try_from(measured.memory).unwrap_or(u64::MAX))),
+        ("memory", size(measured.memory)),
     ]);
     Ok(())
 }

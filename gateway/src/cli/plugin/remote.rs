@@ -72,12 +72,6 @@ pub(super) async fn list(session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) async fn show(name: &str, session: &Session) -> Result<(), Failure> {
-    let plugin: Value = session.client()?.get(&format!("plugins/{}", session.segment(name))).await?;
-    output::json(&plugin);
-    Ok(())
-}
-
 pub(super) async fn rollback(name: &str, dry_run: bool, session: &Session) -> Result<(), Failure> {
     let path = format!("plugins/{}/rollback", session.segment(name));
     let info: Value = session.client()?.post(&path, &[("dry_run", dry_run.to_string())], &Value::Null).await?;
@@ -110,7 +104,11 @@ pub(super) async fn decisions(
     let mut query = vec![("since_ms", since_ms(since).to_string()), ("limit", limit.to_string())];
     query.extend(slot.map(|slot| ("slot", slot)));
     let lines = session.client()?.send(reqwest::Method::GET, "decisions", &query, Body::None).await?;
-    output::line(String::from_utf8_lossy(&lines).trim_end());
+    // Standard output is a file of records: none is an empty one.
+    match String::from_utf8_lossy(&lines).trim_end() {
+        "" => output::aside("no decision is recorded that fits"),
+        lines => output::line(lines),
+    }
     Ok(())
 }
 
@@ -133,7 +131,8 @@ fn problem(plugin: &Value, links: &[Value]) -> String {
     }
 }
 
-fn text(value: &Value) -> String {
+/// A value for people; `-` for none.
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text.clone(),

@@ -20,19 +20,6 @@ pub(crate) type Answer<T> = Result<Json<T>, Refusal>;
 /// What a handler returns that makes something.
 pub(crate) type Created<T> = Result<(StatusCode, Json<T>), Refusal>;
 
-/// What a handler returns that makes something, or says what it would make.
-pub(crate) type MadeOrPlan = Result<Response, Refusal>;
-
-/// 201 and what was made.
-pub(crate) fn made(view: impl serde::Serialize) -> MadeOrPlan {
-    Ok((StatusCode::CREATED, Json(view)).into_response())
-}
-
-/// 200 and what would be touched.
-pub(crate) fn plan(touched: Touched) -> MadeOrPlan {
-    Ok(Json(touched).into_response())
-}
-
 /// Which part of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -69,6 +56,22 @@ pub(crate) struct DryRun {
     /// Only say what would be touched.
     #[serde(default)]
     pub(crate) dry_run: bool,
+}
+
+/// How a change is answered that may only have been tried: 200 with what it would touch, or `status` with what it made.
+pub(crate) fn tried<T: serde::Serialize>(answer: Tried<T>, status: StatusCode) -> Response {
+    match answer {
+        Tried::Would(touched) => Json(touched).into_response(),
+        Tried::Done(made) => (status, Json(made)).into_response(),
+    }
+}
+
+/// What came of a change that may only have been tried.
+pub(crate) enum Tried<T> {
+    /// Nothing was done.
+    Would(Touched),
+    /// It was done.
+    Done(T),
 }
 
 /// An error on its way to the client.

@@ -8,7 +8,7 @@ use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::{FromRequestParts, MatchedPath, Path, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::Method;
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -58,16 +58,20 @@ pub(super) async fn note(State(gateway): State<Option<Arc<Gateway>>>, request: R
     let object = named.ok().and_then(|Path(named)| named.into_values().next());
     let response = next.run(Request::from_parts(parts, body)).await;
     let Some(action) = action else { return response };
-    let audited = context::current().is_some_and(|request| request.is_audited());
+    let request = context::current();
+    let audited = request
+        .as_ref()
+        .is_some_and(|request| request.is_audited() || (action == "clone create" && request.has_created()));
     if audited && response.status().is_success() {
         return response;
     }
-    let (response, code) = outcome(response).await;
-    let (response, object) = match object {
+    let (response, code, concerned) = outcome(response).await;
+    let (response, job) = job(response).await;
+    let (response, object) = match object.or(concerned) {
         Some(object) => (response, Some(object)),
         None => made(response).await,
     };
-    gateway.audit_request(&context::by(), &action, object.as_deref().unwrap_or("-"), &code).await;
+    gateway.audit_request(&context::by(), &action, object.as_deref().unwrap_or("-"), &code, &job).await;
     response
 }
 
@@ -79,6 +83,14 @@ fn is_change(request: &Request) -> bool {
 
 /// Noun and verb of a route: `POST /v1/clones/{clone}/reset` is `clone reset`.
 fn action(method: &Method, path: &str) -> String {
+    // Routes whose words are not those of the command.
+    match (method, path) {
+        (&Method::POST, "/v1/updates") => return "clone update".to_owned(),
+        (&Method::POST, "/v1/updates/{template}") => return "update steer".to_owned(),
+        (&Method::POST, "/v1/templates/{template}/versions") => return "template import".to_owned(),
+        (&Method::DELETE, "/v1/clones/{clone}/snapshots/{snapshot}") => return "clone snapshot drop".to_owned(),
+        _ => {}
+    }
     let words: Vec<&str> =
         path.split('/').filter(|part| !part.is_empty() && *part != "v1" && !part.starts_with('{')).collect();
     let noun = words.first().copied().unwrap_or("request");
@@ -93,20 +105,37 @@ fn action(method: &Method, path: &str) -> String {
     format!("{noun} {verb}")
 }
 
-/// `ok`, or the code of the problem that the answer tells.
-async fn outcome(response: Response) -> (Response, String) {
-    if response.status().is_success() {
-        return (response, "ok".to_owned());
-    }
+/// The job that goes on after this answer, in a sentence.
+async fn job(response: Response) -> (Response, String) {
     #[derive(Deserialize)]
-    struct Code {
-        code: String,
+    struct Job {
+        id: String,
+    }
+    if response.status() != StatusCode::ACCEPTED {
+        return (response, String::new());
     }
     let (parts, body) = response.into_parts();
     let body = to_bytes(body, PROBLEM_BYTES_MAX).await.unwrap_or_default();
-    let code =
-        serde_json::from_slice::<Code>(&body).map_or_else(|_| parts.status.as_u16().to_string(), |told| told.code);
-    (Response::from_parts(parts, Body::from(body)), code)
+    let said = serde_json::from_slice::<Job>(&body).map(|job| format!("as job {}", job.id)).unwrap_or_default();
+    (Response::from_parts(parts, Body::from(body)), said)
+}
+
+/// `ok`, or the code of the problem that the answer tells, and to what it happened.
+async fn outcome(response: Response) -> (Response, String, Option<String>) {
+    if response.status().is_success() {
+        return (response, "ok".to_owned(), None);
+    }
+    #[derive(Deserialize)]
+    struct Told {
+        code: String,
+        object: Option<String>,
+    }
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, PROBLEM_BYTES_MAX).await.unwrap_or_default();
+    let told = serde_json::from_slice::<Told>(&body);
+    let (code, object) =
+        told.map_or_else(|_| (parts.status.as_u16().to_string(), None), |told| (told.code, told.object));
+    (Response::from_parts(parts, Body::from(body)), code, object)
 }
 
 /// What an answer says was made, for requests whose path names nothing: the answer is looked into when it is short.
@@ -115,6 +144,7 @@ async fn made(response: Response) -> (Response, Option<String>) {
     struct Made {
         name: Option<String>,
         subject: Option<String>,
+        template: Option<String>,
         #[serde(default)]
         names: Vec<String>,
     }
@@ -130,7 +160,7 @@ async fn made(response: Response) -> (Response, Option<String>) {
             [one] => Some(one.clone()),
             [first, .., last] => Some(format!("{first} … {last}")),
         };
-        made.name.or(made.subject).or(names)
+        made.name.or(made.subject).or(names).or(made.template)
     });
     (Response::from_parts(parts, Body::from(body)), made)
 }
@@ -147,6 +177,8 @@ mod tests {
             (Method::POST, "/v1/clones/{clone}/reset", "clone reset"),
             (Method::POST, "/v1/full-clones", "full-clone create"),
             (Method::POST, "/v1/jobs/{job}/cancel", "job cancel"),
+            (Method::POST, "/v1/updates", "clone update"),
+            (Method::POST, "/v1/templates/{template}/versions", "template import"),
             (Method::POST, "/v1/datastores/{datastore}/rebalance", "datastore rebalance"),
             (Method::POST, "/v1/fsck", "fsck run"),
         ] {

@@ -9,7 +9,7 @@ use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{DryRun, JsonBody, Query, Refusal, plan};
+use super::answer::{DryRun, JsonBody, Query, Refusal, Tried, tried};
 use super::full_clones::answer;
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
@@ -31,13 +31,9 @@ async fn drop_all(State(gateway): State<Arc<Gateway>>, Query(query): Query<DryRu
     if query.dry_run {
         let cache = gateway.cache();
         let notes = vec![format!("{} lines are read from their stores again when they are asked for", cache.lines)];
-        return plan(Touched {
-            dry_run: true,
-            names: vec!["iCache".to_owned()],
-            bytes: cache.used,
-            notes,
-            ..Touched::default()
-        });
+        let names = vec!["iCache".to_owned()];
+        let would = Touched { dry_run: true, names, bytes: cache.used, notes, ..Touched::default() };
+        return Ok(tried(Tried::<()>::Would(would), StatusCode::OK));
     }
     gateway.drop_cache();
     Ok(StatusCode::NO_CONTENT.into_response())

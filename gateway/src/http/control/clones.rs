@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query};
+use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query, Refusal, Tried, tried};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{CloneView, CreateClones, CreatedClones, KeptSnapshot, Page, SnapshotView, Touched};
+use crate::lifecycle::views::{
+    CloneView, CreateClones, CreatedClones, KeptSnapshot, Page, SnapshotView, Touched, Would,
+};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
@@ -79,15 +82,18 @@ struct SnapshotName {
 }
 
 /// Keeps the present state of a clone under a name.
-#[utoipa::path(post, path = "/v1/clones/{clone}/snapshot", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = SnapshotName, responses((status = 201, body = SnapshotView), (status = 200, description = "What a dry run would make", body = SnapshotView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/snapshot", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = SnapshotName, responses((status = 200, description = "What a dry run would touch", body = Touched), (status = 201, body = SnapshotView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn snapshot(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<SnapshotName>,
-) -> Created<SnapshotView> {
-    let status = if query.dry_run { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, Json(gateway.snapshot_clone_or_try(&clone, &request.name, query.dry_run).await?)))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Snapshot { clone, snapshot: request.name }).await?),
+        false => Tried::Done(gateway.snapshot_clone(&clone, &request.name).await?),
+    };
+    Ok(tried(done, StatusCode::CREATED))
 }
 
 /// Brings a clone back to a snapshot.

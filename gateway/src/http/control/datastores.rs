@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
+use http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, DryRun, JsonBody, ListParams, MadeOrPlan, Query, made, plan};
+use super::answer::{Answer, DryRun, JsonBody, ListParams, Query, Refusal, Tried, tried};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{AddDatastore, DatastoreView, Page, Touched};
+use crate::lifecycle::views::{AddDatastore, DatastoreView, Page, Touched, Would};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
@@ -29,16 +31,17 @@ async fn list(State(gateway): State<Arc<Gateway>>, Query(params): Query<ListPara
 }
 
 /// Adds a datastore, once its store has been probed.
-#[utoipa::path(post, path = "/v1/datastores", tag = "datastores", params(DryRun), request_body = AddDatastore, responses((status = 201, body = DatastoreView), (status = 200, description = "What a dry run would add; its store is read, not probed", body = Touched), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/datastores", params(DryRun), tag = "datastores", request_body = AddDatastore, responses((status = 200, description = "What a dry run would touch", body = Touched), (status = 201, body = DatastoreView), (status = 409, body = Problem)))]
 async fn add(
     State(gateway): State<Arc<Gateway>>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<AddDatastore>,
-) -> MadeOrPlan {
-    if query.dry_run {
-        return plan(gateway.plan_datastore(request).await?);
-    }
-    made(gateway.add_datastore(request).await?)
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::AddDatastore(request)).await?),
+        false => Tried::Done(gateway.add_datastore(request).await?),
+    };
+    Ok(tried(done, StatusCode::CREATED))
 }
 
 /// One datastore.
@@ -58,13 +61,9 @@ async fn remove(
 }
 
 /// Proves anew that its store honours put-if-absent.
-#[utoipa::path(post, path = "/v1/datastores/{datastore}/probe", tag = "datastores", params(("datastore" = String, Path, description = "Name"), DryRun), responses((status = 200, description = "How it is; a dry run does not probe", body = DatastoreView), (status = 404, body = Problem)))]
-async fn probe(
-    State(gateway): State<Arc<Gateway>>,
-    Path(name): Path<String>,
-    Query(query): Query<DryRun>,
-) -> Answer<DatastoreView> {
-    Ok(Json(gateway.probe_datastore_or_try(&name, query.dry_run).await?))
+#[utoipa::path(post, path = "/v1/datastores/{datastore}/probe", tag = "datastores", params(("datastore" = String, Path, description = "Name")), responses((status = 200, body = DatastoreView), (status = 404, body = Problem)))]
+async fn probe(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) -> Answer<DatastoreView> {
+    Ok(Json(gateway.probe_datastore(&name).await?))
 }
 
 /// Whether a datastore takes new clones.
@@ -82,6 +81,10 @@ async fn maintenance(
     Path(name): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Maintenance>,
-) -> Answer<DatastoreView> {
-    Ok(Json(gateway.set_maintenance_or_try(&name, request.on, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Maintenance { datastore: name, on: request.on }).await?),
+        false => Tried::Done(gateway.set_maintenance(&name, request.on).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }

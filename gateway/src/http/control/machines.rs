@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
+use http::StatusCode;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, DryRun, JsonBody, MadeOrPlan, Query, made, plan};
+use super::answer::{Answer, DryRun, JsonBody, Query, Refusal, Tried, tried};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
 use crate::lifecycle::views::{
     AlertView, CapacityQuery, CapacityView, LifetimeView, PowerEvent, PowerOutcome, ResetRulesView, RolloutAction,
-    SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones,
+    SnapshotView, TemplateView, ToTemplate, Touched, UpdateClones, UpdatedClones, Would,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
@@ -64,8 +66,12 @@ async fn steer_update(
     Path(template): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Steer>,
-) -> Answer<UpdatedClones> {
-    Ok(Json(gateway.steer_update_or_try(&template, request.action, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Steer { template, action: request.action }).await?),
+        false => Tried::Done(gateway.steer_update(&template, request.action).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Takes the last reset, restore or update of a clone back, with what it held then.
@@ -84,22 +90,27 @@ async fn drop_snapshot(
     State(gateway): State<Arc<Gateway>>,
     Path((clone, snapshot)): Path<(String, String)>,
     Query(query): Query<DryRun>,
-) -> Answer<SnapshotView> {
-    Ok(Json(gateway.drop_snapshot_or_try(&clone, &snapshot, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::DropSnapshot { clone, snapshot }).await?),
+        false => Tried::Done(gateway.drop_snapshot(&clone, &snapshot).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Makes a template version of what a clone reads as now; only what changed is stored.
-#[utoipa::path(post, path = "/v1/clones/{clone}/to-template", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = ToTemplate, responses((status = 201, body = TemplateView), (status = 200, description = "What a dry run would make", body = Touched), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[utoipa::path(post, path = "/v1/clones/{clone}/to-template", tag = "clones", params(("clone" = String, Path, description = "Name or id"), DryRun), request_body = ToTemplate, responses((status = 200, description = "What a dry run would touch", body = Touched), (status = 201, body = TemplateView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn to_template(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<ToTemplate>,
-) -> MadeOrPlan {
-    if query.dry_run {
-        return plan(gateway.plan_to_template(&clone, request).await?);
-    }
-    made(gateway.clone_to_template(&clone, request).await?)
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::ToTemplate { clone, request }).await?),
+        false => Tried::Done(gateway.clone_to_template(&clone, request).await?),
+    };
+    Ok(tried(done, StatusCode::CREATED))
 }
 
 /// What happened to a machine.
@@ -117,8 +128,12 @@ async fn power(
     Path(clone): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Power>,
-) -> Answer<PowerOutcome> {
-    Ok(Json(gateway.power_clone_or_try(&clone, request.event, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Power { clone, event: request.event }).await?),
+        false => Tried::Done(gateway.power_clone(&clone, request.event).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Why a clone is held.
@@ -136,8 +151,12 @@ async fn hold(
     Path(clone): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Hold>,
-) -> Answer<Touched> {
-    Ok(Json(gateway.hold_clone_or_try(&clone, Some(request.reason), query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Hold { clone, why: Some(request.reason) }).await?),
+        false => Tried::Done(gateway.hold_clone(&clone, Some(request.reason)).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Lets a held clone go.
@@ -146,8 +165,12 @@ async fn release(
     State(gateway): State<Arc<Gateway>>,
     Path(clone): Path<String>,
     Query(query): Query<DryRun>,
-) -> Answer<Touched> {
-    Ok(Json(gateway.hold_clone_or_try(&clone, None, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Hold { clone, why: None }).await?),
+        false => Tried::Done(gateway.hold_clone(&clone, None).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// How long a delta is to last. What is absent stays as it is.
@@ -169,9 +192,16 @@ async fn lifetime(
     Path(clone): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Lasting>,
-) -> Answer<Touched> {
-    let lifetime = request.lifetime.map(Into::into);
-    Ok(Json(gateway.set_lifetime_or_try(&clone, lifetime, request.reset, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(
+            gateway
+                .would(Would::Lifetime { clone, lifetime: request.lifetime.map(Into::into), rules: request.reset })
+                .await?,
+        ),
+        false => Tried::Done(gateway.set_lifetime(&clone, request.lifetime.map(Into::into), request.reset).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// What is asked about space.

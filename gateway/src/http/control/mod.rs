@@ -9,6 +9,7 @@ mod console;
 mod data_disks;
 mod datastores;
 mod disks;
+mod dry_run;
 mod events;
 mod extents;
 mod files;
@@ -160,7 +161,9 @@ pub(crate) fn router(
     }
     let (router, mut document) = all.split_for_parts();
     finish(&mut document);
+    let known = Arc::new(dry_run::Known::of(&document));
     router
+        .layer(axum::middleware::from_fn_with_state(known, dry_run::refuse_unknown))
         .layer(axum::middleware::from_fn_with_state(noted, audit::note))
         .layer(axum::middleware::from_fn_with_state(Arc::new(idempotency::Kept::default()), idempotency::once))
         .layer(axum::middleware::from_fn(request::enter))

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use http::StatusCode;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query};
+use super::answer::{Answer, Created, DryRun, JsonBody, ListParams, Query, Refusal, Tried, tried};
 use crate::http::problem::Problem;
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{Allocated, ChangePool, CreatePool, Page, PoolView, Touched};
+use crate::lifecycle::views::{Allocated, ChangePool, CreatePool, Page, PoolView, Touched, Would};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
@@ -54,8 +55,12 @@ async fn change(
     Path(pool): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<ChangePool>,
-) -> Answer<PoolView> {
-    Ok(Json(gateway.change_pool_or_try(&pool, request, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::ChangePool { pool, change: request }).await?),
+        false => Tried::Done(gateway.change_pool(&pool, request).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// How a pool is deleted.
@@ -114,8 +119,12 @@ async fn allocate(
     Path(pool): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<User>,
-) -> Answer<Allocated> {
-    Ok(Json(gateway.allocate_or_try(&pool, &request.user, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Allocate { pool, user: request.user }).await?),
+        false => Tried::Done(gateway.allocate(&pool, &request.user).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Whose clone goes back.

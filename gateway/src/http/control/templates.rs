@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{FromRequest, Path, Request, State};
+use axum::response::Response;
 use clonegate_core::Error;
 use clonegate_core::format::sparse::MEDIA_TYPE;
 use futures::{StreamExt, TryStreamExt};
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, DryRun, JsonBody, ListParams, MadeOrPlan, Query, made, plan};
+use super::answer::{Answer, DryRun, JsonBody, ListParams, Query, Refusal, Tried, tried};
 use crate::http::problem::Problem;
 use crate::import::{Input, NoProgress};
 use crate::lifecycle::Gateway;
-use crate::lifecycle::views::{ImportTemplate, Page, ReferenceTemplate, TemplateView, Touched};
+use crate::lifecycle::views::{ImportTemplate, Page, ReferenceTemplate, TemplateView, Touched, Would};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
     OpenApiRouter::new()
@@ -79,8 +81,12 @@ async fn publish(
     Path(name): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<Publish>,
-) -> Answer<TemplateView> {
-    Ok(Json(gateway.publish_template_or_try(&name, request.version, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::Publish { template: name, version: request.version }).await?),
+        false => Tried::Done(gateway.publish_template(&name, request.version).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Gives new clones the version that was published before.
@@ -89,8 +95,12 @@ async fn rollback(
     State(gateway): State<Arc<Gateway>>,
     Path(name): Path<String>,
     Query(query): Query<DryRun>,
-) -> Answer<TemplateView> {
-    Ok(Json(gateway.rollback_template_or_try(&name, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(gateway.would(Would::RollBack { template: name }).await?),
+        false => Tried::Done(gateway.rollback_template(&name).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// Chooses a draft.
@@ -112,8 +122,14 @@ async fn seal(
     Path(name): Path<String>,
     Query(query): Query<DryRun>,
     JsonBody(request): JsonBody<SealDraft>,
-) -> Answer<TemplateView> {
-    Ok(Json(gateway.seal_template_or_try(&name, request.version, request.force, query.dry_run).await?))
+) -> Result<Response, Refusal> {
+    let done = match query.dry_run {
+        true => Tried::Would(
+            gateway.would(Would::Seal { template: name, version: request.version, force: request.force }).await?,
+        ),
+        false => Tried::Done(gateway.seal_template(&name, request.version, request.force).await?),
+    };
+    Ok(tried(done, StatusCode::OK))
 }
 
 /// How many old versions stay.
@@ -182,7 +198,7 @@ struct UploadQuery {
     /// Seal it whatever the checks find.
     #[serde(default)]
     force: bool,
-    /// Only say what would be made; an upload is not read.
+    /// Only say what would be made; of an upload nothing is read.
     #[serde(default)]
     dry_run: bool,
 }
@@ -200,26 +216,27 @@ async fn add_version(
     Path(name): Path<String>,
     Query(query): Query<UploadQuery>,
     request: Request,
-) -> MadeOrPlan {
+) -> Result<Response, Refusal> {
     let dry_run = query.dry_run;
-    if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE) {
-        let UploadQuery { datastore, description, origin, publish, slots, draft, force, dry_run: _ } = query;
+    let made = if request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MEDIA_TYPE) {
+        let UploadQuery { datastore, description, origin, publish, slots, draft, force, .. } = query;
         let upload = ImportTemplate { name, datastore, description, origin, publish, slots, draft, force };
         if dry_run {
-            return plan(gateway.plan_import(upload).await?);
+            return Ok(tried(Tried::<()>::Would(gateway.would(Would::Import(upload)).await?), StatusCode::OK));
         }
         // Not by axum's body extractors: those have a limit.
         let stream = request.into_body().into_data_stream().map_err(|error| {
             Error::invalid("body-broken", "the upload broke off").because(error).hint("send it again: nothing was kept")
         });
-        made(gateway.import_template(upload, Input::Frames(stream.boxed()), Arc::new(NoProgress)).await?)
+        gateway.import_template(upload, Input::Frames(stream.boxed()), Arc::new(NoProgress)).await?
     } else {
         let JsonBody(reference) = JsonBody::<Reference>::from_request(request, &()).await?;
         let Reference { by_reference: url, datastore, description, publish, slots, draft, force } = reference;
-        let request = ReferenceTemplate { name, datastore, description, publish, slots, draft, force, url };
+        let reference = ReferenceTemplate { name, datastore, description, publish, slots, draft, force, url };
         if dry_run {
-            return plan(gateway.plan_reference(request).await?);
+            return Ok(tried(Tried::<()>::Would(gateway.would(Would::Reference(reference)).await?), StatusCode::OK));
         }
-        made(gateway.reference_template(request).await?)
-    }
+        gateway.reference_template(reference).await?
+    };
+    Ok(tried(Tried::Done(made), StatusCode::CREATED))
 }

@@ -32,6 +32,7 @@ use super::context;
 use super::events::EventKind;
 use super::gateway::Gateway;
 use super::views::{JobView, Started};
+use super::waiting;
 use crate::clock::Clock;
 use crate::store::Store;
 
@@ -97,6 +98,12 @@ impl Jobs {
             seen: Mutex::default(),
             works: Mutex::new(kinds::all().into_iter().collect()),
         }
+    }
+
+    /// What waits for room of the job of this subject, if this gateway does it.
+    pub(super) fn waits_of(&self, subject: &str) -> Option<String> {
+        let live: Vec<Arc<Live>> = self.live.lock().values().cloned().collect();
+        live.iter().find(|live| live.subject == subject).and_then(|live| live.waits.sentence())
     }
 
     /// What is known here of a job that this gateway does.
@@ -299,9 +306,12 @@ impl Gateway {
         let (mut tries, mut done) = (0, run.live.done());
         loop {
             // A task of its own, so that a bug in it ends the job and not its record.
-            let task = self.handle.spawn(context::within(
-                context::Request::new(record.by.clone(), None),
-                work(Arc::clone(self), Arc::clone(run)),
+            let task = self.handle.spawn(waiting::within(
+                Arc::clone(&run.live.waits),
+                context::within(
+                    context::Request::new(record.by.clone(), None),
+                    work(Arc::clone(self), Arc::clone(run)),
+                ),
             ));
             let ended =
                 task.await.unwrap_or_else(|e| Err(Error::internal("job-died", format!("the work was cut short: {e}"))));

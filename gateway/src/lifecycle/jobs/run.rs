@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::book::{Book, Numbered, Put};
 use crate::clock::Clock;
+use crate::lifecycle::waiting::Waits;
 
 /// No total is known.
 const UNKNOWN: u64 = u64::MAX;
@@ -21,9 +22,12 @@ const UNKNOWN: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) id: JobId,
+    pub(super) subject: String,
     done: AtomicU64,
     total: AtomicU64,
     note: Mutex<String>,
+    /// What of its work waits for room in a store.
+    pub(super) waits: Arc<Waits>,
     cancel: AtomicBool,
     /// The gateway stops; another goes on.
     stopping: AtomicBool,
@@ -39,9 +43,11 @@ impl Live {
     pub(super) fn new(record: &JobRecord) -> Arc<Self> {
         Arc::new(Self {
             id: record.id,
+            subject: record.subject.clone(),
             done: AtomicU64::new(record.done),
             total: AtomicU64::new(record.total.unwrap_or(UNKNOWN)),
             note: Mutex::new(record.note.clone()),
+            waits: Arc::default(),
             cancel: AtomicBool::new(record.cancel),
             stopping: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -81,7 +87,7 @@ impl Live {
     pub(super) fn show(&self, record: &mut JobRecord) {
         record.done = self.done.load(Ordering::Relaxed);
         record.total = Some(self.total.load(Ordering::Relaxed)).filter(|total| *total != UNKNOWN);
-        record.note.clone_from(&self.note.lock());
+        record.note = self.waits.sentence().unwrap_or_else(|| self.note.lock().clone());
         record.cancel |= self.is_cancelled();
     }
 }

@@ -26,6 +26,7 @@ impl JobView {
             total: record.total,
             unit: record.unit.into(),
             note: record.note.clone(),
+            waits: None,
             host: record.runner.as_ref().map(|runner| runner.host.clone()),
             attempts: record.attempts,
             cancelling: record.cancel && !record.state.is_over(),
@@ -47,10 +48,11 @@ impl JobView {
 impl Gateway {
     fn job_view(&self, job: &Numbered) -> JobView {
         let mut record = job.record.clone();
-        if let Some(live) = self.jobs.live(record.id).filter(|_| !record.state.is_over()) {
+        let live = self.jobs.live(record.id).filter(|_| !record.state.is_over());
+        if let Some(live) = &live {
             live.show(&mut record);
         }
-        JobView::of(&record)
+        JobView { waits: live.and_then(|live| live.waits.sentence()), ..JobView::of(&record) }
     }
 
     /// All jobs, the newest first. The cursor is the id of the last job of the page before.
@@ -93,7 +95,9 @@ impl Gateway {
                 (_, None) => "nobody does it now: it ends at once".to_owned(),
                 (_, Some(runner)) => format!("{} ends it as soon as that does no harm", runner.host),
             };
-            let touched = Touched { dry_run, names: vec![id.to_string()], notes: vec![note], ..Touched::default() };
+            // One that is over is not touched.
+            let names = if job.record.state.is_over() { Vec::new() } else { vec![id.to_string()] };
+            let touched = Touched { dry_run, names, notes: vec![note], ..Touched::default() };
             if dry_run || job.record.state.is_over() {
                 return Ok(touched);
             }

@@ -117,6 +117,9 @@ pub struct JobView {
     /// What it does now.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// What of it waits for room in a store; known on the gateway that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
     /// The host of the gateway that does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,

@@ -5,6 +5,7 @@ mod jobs;
 mod labels;
 mod operations;
 mod pools;
+mod would;
 
 use clonegate_core::advice::{Label, Lifetime};
 use clonegate_core::format::clone::Durability;
@@ -17,6 +18,7 @@ pub use jobs::*;
 pub use labels::*;
 pub use operations::*;
 pub use pools::*;
+pub use would::Would;
 
 /// Labels as people write them.
 pub type Labels = BTreeMap<String, String>;
@@ -167,6 +169,18 @@ pub struct DatastoreView {
     pub thin: bool,
     /// One gateway, ever.
     pub exclusive: bool,
+    /// Bytes kept free for deltas that are there already.
+    #[serde(default)]
+    pub reserve: u64,
+    /// How many times its capacity may be promised, percent.
+    #[serde(default)]
+    pub overcommit_percent: u32,
+    /// What its clones may grow to, bytes.
+    #[serde(default)]
+    pub promised: u64,
+    /// Who waits for room on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
     /// Bases on it.
     pub bases: u32,
     /// Clones on it.
@@ -452,6 +466,12 @@ pub struct CreatedClones {
     pub placements: Vec<PlacementView>,
     /// Bases that were made on the way.
     pub new_bases: u32,
+    /// Bytes that have to be copied first, to datastores that lack the image.
+    #[serde(default)]
+    pub copy_bytes: u64,
+    /// Bytes that they take when all of them is written.
+    #[serde(default)]
+    pub most_bytes: u64,
 }
 
 /// Counters of the iCache.

@@ -286,7 +286,7 @@ pub struct CapacityLimit {
 }
 
 /// Something that is about to be full.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct AlertView {
     /// `warning` from 80 %, `critical` from 95 %.
     pub level: String,
@@ -300,6 +300,9 @@ pub struct AlertView {
     pub limit_bytes: u64,
     /// How full it is, percent.
     pub percent: u32,
+    /// What else is to be known: who waits for room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// What linked cloning saves now.

@@ -115,6 +115,9 @@ pub struct PoolView {
     /// Nothing was made.
     #[serde(default)]
     pub dry_run: bool,
+    /// Of a dry run: where its clones would go, and what space they need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Its name.
     pub name: String,
     /// The template.

@@ -70,6 +70,8 @@ pub(super) struct Transmission<S> {
     input: BytesMut,
     /// What the receive buffer holds when it is made anew.
     input_bytes: usize,
+    /// The last request had a payload that is not copied.
+    large: bool,
     receiving: Receiving,
     requests: u64,
     /// Waits for memory, when it must.
@@ -113,6 +115,7 @@ impl<S: Socket> Transmission<S> {
             seat,
             input: BytesMut::with_capacity(INPUT_BYTES_MIN),
             input_bytes: INPUT_BYTES_MIN,
+            large: false,
             receiving: Receiving::Header,
             requests: 0,
             waiting,

@@ -139,6 +139,7 @@ impl<S: Socket> Transmission<S> {
         self.requests += 1;
         self.tally.requests += 1;
         let payload = request.payload(style);
+        self.large = payload > SMALL_PAYLOAD_MAX;
         match self.rules.judge(&request) {
             Verdict::Accept if payload == 0 => self.execute(request, Bytes::new(), None),
             Verdict::Accept if payload <= SMALL_PAYLOAD_MAX => self.receiving = Receiving::Small(request),
@@ -155,6 +156,14 @@ impl<S: Socket> Transmission<S> {
         true
     }
 
+    /// After a large payload mostly another comes. With no more than its header in the receive buffer it goes to its place without being
+    /// copied: how many bytes of that header are missing.
+    fn header_alone(&self) -> Option<usize> {
+        let header = self.large && matches!(self.receiving, Receiving::Header);
+        let missing = Request::header_bytes(self.rules.style).saturating_sub(self.input.len());
+        Some(missing).filter(|missing| header && *missing > 0)
+    }
+
     /// Reads from the socket, if there is use for it. Gives whether anything came.
     pub(super) fn poll_input(&mut self, cx: &mut Context<'_>) -> bool {
         if self.closing.is_some() || self.is_full() || matches!(self.receiving, Receiving::Memory { .. }) {
@@ -163,6 +172,8 @@ impl<S: Socket> Transmission<S> {
         let read = if let Receiving::Large { request, body, .. } = &mut self.receiving {
             let missing = usize::try_from(request.length).unwrap_or(usize::MAX).saturating_sub(body.len());
             poll_read_buf(Pin::new(&mut self.io), cx, &mut body.limit(missing))
+        } else if let Some(missing) = self.header_alone() {
+            poll_read_buf(Pin::new(&mut self.io), cx, &mut (&mut self.input).limit(missing))
         } else {
             if self.input.is_empty() || self.input.capacity() - self.input.len() < ROOM_BYTES {
                 self.input.reserve(self.input_bytes.saturating_sub(self.input.len()).max(ROOM_BYTES));
