@@ -165,7 +165,7 @@ async fn a_dry_run_is_refused_as_the_change_would_be() {
 #[test]
 fn dry_run_where_it_means_nothing_is_refused_and_the_command_line_tries_what_it_would_do() {
     let program = Program::up(&["--clones", "1", "--template", "demo"]);
-    let refused = RawHttp::connect(program.http()).request("DELETE", "/v1/cache?dry_run=true", &[]);
+    let refused = RawHttp::connect(program.http()).request("POST", "/v1/datastores/local/probe?dry_run=true", &[]);
     assert_eq!((refused.status, refused.code().as_str()), (400, "no-dry-run"));
     for (words, said) in [
         (vec!["clone", "snapshot", "demo-001", "s", "--dry-run"], "demo-001@s: would be made"),
