@@ -276,6 +276,7 @@ fn a_wrong_put_says_what_is_wrong_and_writes_nothing() {
     let rig = rig();
     let end = format!("bytes {SIZE}-{}/*", SIZE + 4);
     let end_of_size = format!("bytes {SIZE}-{}/{SIZE}", SIZE + 4);
+    let tried = format!("{DISK}?dry_run=true");
     let cases: &[(&str, &[(&str, &str)], u16, &str)] = &[
         (DISK, &[], 400, "content-range-required"),
         (DISK, &[("Content-Range", "bytes 0-4/*"), ("Content-Range", "bytes 0-4/*")], 400, "content-range-required"),
@@ -294,6 +295,8 @@ fn a_wrong_put_says_what_is_wrong_and_writes_nothing() {
         ("/v1/templates/win11.23h2/disk", &[("Content-Range", "bytes 0-4/*")], 405, "read-only"),
         ("/v1/clones/desk-1/identity", &[("Content-Range", "bytes 0-4/*")], 405, "read-only"),
         ("/v1/clones/nobody/disk", &[("Content-Range", "bytes 0-4/*")], 404, "no-such-export"),
+        // What was only to be tried does not happen.
+        (&tried, &[("Content-Range", "bytes 0-4/*")], 400, "no-dry-run"),
         ("/v1/clones/Bad_Name/disk", &[("Content-Range", "bytes 0-4/*")], 400, "bad-id"),
     ];
     for (path, fields, status, code) in cases {

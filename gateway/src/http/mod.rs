@@ -14,6 +14,7 @@ pub mod problem;
 mod server;
 mod service;
 mod settings;
+mod trial;
 mod watch;
 
 use std::sync::Arc;

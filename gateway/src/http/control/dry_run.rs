@@ -6,11 +6,11 @@ use std::sync::Arc;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use clonegate_core::Error;
 use utoipa::openapi::path::Parameter;
 use utoipa::openapi::{OpenApi, RefOr};
 
 use super::answer::Refusal;
+use crate::http::trial;
 
 /// The operations that know `dry_run`: method and path, as the document says.
 #[derive(Debug, Default)]
@@ -36,16 +36,12 @@ impl Known {
 
 /// Refuses `dry_run` of a change that does not know it.
 pub(super) async fn refuse_unknown(State(known): State<Arc<Known>>, request: Request, next: Next) -> Response {
-    let asked = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("dry_run")));
+    let asked = trial::is_asked(request.uri());
     let method = ["POST", "PUT", "PATCH", "DELETE"].into_iter().find(|method| request.method() == *method);
     let (true, Some(method)) = (asked, method) else { return next.run(request).await };
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     if path.is_none_or(|path| known.0.contains(&(method, path))) {
         return next.run(request).await;
     }
-    let error = Error::invalid("no-dry-run", "this change cannot be tried: it knows no `dry_run`");
-    Refusal(error.hint("nothing was done; leave `dry_run` out to do it")).into_response()
+    Refusal(trial::refusal()).into_response()
 }

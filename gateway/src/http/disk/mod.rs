@@ -20,6 +20,7 @@ pub(crate) use route::DiskRoute;
 
 use super::problem::{self, Problem};
 use super::service::Shared;
+use super::trial;
 use super::watch::Watch;
 use crate::device::read_only;
 use crate::exports::ExportName;
@@ -46,6 +47,9 @@ pub(crate) async fn serve(shared: &Shared, watch: &Arc<Watch>, request: Request<
             let mut response = problem.into_response();
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             response.map(Body::full)
+        }
+        Method::PUT if trial::is_asked(&parts.uri) => {
+            problem::respond(&trial::refusal().on(route.export().as_str())).map(Body::full)
         }
         Method::PUT => match open(shared, &route).await {
             Ok(device) => put::put(shared, watch, &device, parts.headers, body).await,
