@@ -4,15 +4,15 @@
 //! meanwhile either finds the tombstone when it looks again after its claim, or its epoch is among those that are closed here.
 
 use bytes::Bytes;
-use clonegate_core::Result;
 use clonegate_core::format::clone::{CloneRecord, DeletedRecord};
 use clonegate_core::format::envelope;
-use clonegate_core::format::log::{Change, CommitRecord, EpochRecord, Position, encode_commit};
+use clonegate_core::format::log::{Change, CommitRecord, EpochRecord, Head, Position, decode_head, encode_commit};
 use clonegate_core::ids::{Epoch, GatewayId, Sequence};
+use clonegate_core::{ErrorKind, Result};
 
-use super::load::{IN_FLIGHT_COMMITS, Listing};
+use super::load::{IN_FLIGHT_COMMITS, Listing, read_head};
 use crate::clock::Clock;
-use crate::store::{Key, Store, keys};
+use crate::store::{Key, PutNew, Store, keys};
 
 /// Puts the tombstone: one request. From then on the volume is not opened any more.
 ///
@@ -46,24 +46,81 @@ pub async fn fence(store: &Store, record: &CloneRecord, gateway: GatewayId, cloc
         claimed_ms: clock.now_ms(),
     };
     store.put_new(&keys::epoch(record.id, next), envelope::encode(&claim)?).await?;
-    let listing = Listing::read(store, record.id).await?;
-    for epoch in listing.epochs.iter().copied() {
+    let mut listing = Listing::read(store, record.id).await?;
+    for epoch in listing.epochs.clone() {
         stays.push(keys::epoch(record.id, Epoch(epoch)));
-        let last = listing.logs.iter().filter(|(at, _)| at.epoch.0 == epoch).map(|(at, _)| at.sequence.0).max();
-        // With so many on their way at once, the first that a writer has no answer for is not further back than this.
-        let first = last.map_or(0, |last| (last + 1).saturating_sub(IN_FLIGHT_COMMITS as u64));
+        let closing = Closing { store, record, epoch: Epoch(epoch), by: next, clock };
+        while !closing.close(&listing, &mut stays).await? {
+            listing = Listing::read(store, record.id).await?;
+        }
+    }
+    Ok(stays)
+}
+
+/// The end of one epoch, whoever may be writing in it.
+///
+/// A writer has [`IN_FLIGHT_COMMITS`] records on their way at most and is answered in order, so the first without an answer lies less than
+/// that below the highest record of its own. From there on everything is taken up to a poison record above all of its own. What an
+/// earlier run took is found again and stays; so it is the highest record of the *writer* that counts, and not the highest of all.
+struct Closing<'a> {
+    store: &'a Store,
+    record: &'a CloneRecord,
+    epoch: Epoch,
+    by: Epoch,
+    clock: &'a Clock,
+}
+
+impl Closing<'_> {
+    /// Closes it as it was listed. False when its writer has gone on too far meanwhile, so that it has to be listed again.
+    async fn close(&self, listing: &Listing, stays: &mut Vec<Key>) -> Result<bool> {
+        let written = self.highest(listing, None, stays).await?.map(|(sequence, _)| sequence);
+        let first = written.map_or(0, |last| (last + 1).saturating_sub(IN_FLIGHT_COMMITS as u64));
         let mut sequence = first;
         loop {
-            let key = keys::log(record.id, Epoch(epoch), Sequence(sequence));
-            let put = store.put_new(&key, poison(record, Position::new(epoch, sequence), next, clock)?).await?;
+            let at = Position { epoch: self.epoch, sequence: Sequence(sequence) };
+            let key = keys::log(self.record.id, at.epoch, at.sequence);
+            let put = self.store.put_new(&key, poison(self.record, at, self.by, self.clock)?).await?;
             stays.push(key);
-            if put.is_created() && last.is_none_or(|last| sequence > last) {
+            let ends = match &put {
+                PutNew::Created => true,
+                PutNew::Exists(there) => is_poison(there),
+            };
+            // A place below it may be empty because its record was collected: poison there stops nobody.
+            if ends && written.is_none_or(|last| sequence > last) {
                 break;
             }
             sequence += 1;
         }
+        // The same may have befallen this one while the writer went on. Its later records say so.
+        let now = Listing::read(self.store, self.record.id).await?;
+        let settled = self.highest(&now, Some(sequence), stays).await?.map_or(0, |(_, settled)| settled);
+        Ok(settled <= sequence)
     }
-    Ok(stays)
+
+    /// The highest record of the writer, of those above `above`, and what it says is settled. One that cannot be read counts as one. Poison above
+    /// it stays: it may be all that is left of an epoch which a later owner closed and collected.
+    async fn highest(&self, listing: &Listing, above: Option<u64>, stays: &mut Vec<Key>) -> Result<Option<(u64, u64)>> {
+        let own = |(at, _): &&(Position, u64)| at.epoch == self.epoch && above.is_none_or(|n| at.sequence.0 > n);
+        for (at, size) in listing.logs.iter().rev().filter(own) {
+            match read_head(self.store, self.record.id, *at, Some(*size)).await {
+                Ok((head, _)) if matches!(head.record.what, Change::Poison { .. }) => {
+                    stays.push(keys::log(self.record.id, at.epoch, at.sequence));
+                }
+                Ok((head, _)) => return Ok(Some((at.sequence.0, head.record.settled.0))),
+                // Collected meanwhile, by a writer that is still at work: it has a higher one.
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                    return Ok(Some((at.sequence.0, 0)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn is_poison(object: &[u8]) -> bool {
+    let head = decode_head(object, object.len() as u64);
+    matches!(head, Ok(Head::Whole(head)) if matches!(head.record.what, Change::Poison { .. }))
 }
 
 fn poison(record: &CloneRecord, at: Position, by: Epoch, clock: &Clock) -> Result<Bytes> {

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use clonegate::delta::check::{Standing, check};
 use clonegate::delta::fence::{bury, fence};
+use clonegate::delta::load::Listing;
 use clonegate::device::{Device, WriteOptions};
 use clonegate::store::{Key, Store, keys};
 use clonegate::volume::Volume;
 use clonegate_core::format::clone::Durability;
-use clonegate_core::format::log::{Change, Head, decode_head};
-use clonegate_core::ids::GatewayId;
+use clonegate_core::format::log::{Change, CommitRecord, Head, Position, decode_head, encode_commit};
+use clonegate_core::ids::{Epoch, GatewayId, Sequence};
 use clonegate_core::{ErrorKind, Result};
 use clonegate_tests::faults::Faults;
 use clonegate_tests::gates::{GateStore, Gates, Kind, Verdict};
@@ -416,4 +417,57 @@ fn run_all(name: &str, seeds: std::ops::Range<u64>) {
 #[test]
 fn whatever_the_order_of_requests_no_acknowledged_write_is_lost_at_a_takeover() {
     run_all("fencing", 0..60 * super::long());
+}
+
+/// An owner that stands still while its clone is removed again and again, as one whose removal failed is, has nothing acknowledged
+/// when it wakes up; also when somebody had planted poison far ahead of it before.
+#[test]
+fn a_removal_that_is_begun_anew_leaves_what_stops_a_stalled_owner() {
+    for (removals, ahead) in [(1, None), (5, None), (1, Some(7)), (5, Some(7))] {
+        runtime().block_on(async {
+            let world = World::new(1, Durability::Object, SIZE);
+            let gateway = world.gateway(1, &Faults::none(), None).expect("no journal");
+            let volume = world.open(&gateway).await.expect("no faults");
+            let write = |n: u8| {
+                let options = WriteOptions { fua: true, expect: None };
+                volume.write(u64::from(n) * 4096, vec![stamp(0, n); 4096].into(), options)
+            };
+            for n in 0..6 {
+                write(n).await.expect("nobody is in the way");
+            }
+            let (store, shared) = (world.store(), Shared::default());
+            let next =
+                Listing::read(&store, world.record.id).await.expect("no faults").logs.last().expect("a log").0.next();
+            if let Some(ahead) = ahead {
+                let far = Position { epoch: next.epoch, sequence: Sequence(next.sequence.0 + ahead) };
+                let poison = encode_commit(poison(&world, far), &[]).expect("it is small").0;
+                store.put_new(&keys::log(world.record.id, far.epoch, far.sequence), poison).await.expect("no faults");
+            }
+            for _ in 0..removals {
+                remove_once(&store, &world, &shared).await.expect("no faults");
+            }
+            for n in 6..WRITES {
+                let answer = write(n).await;
+                assert!(answer.is_err(), "write {n} is acknowledged after {removals} removals, poison at {ahead:?}");
+            }
+            after_removal(&world, &shared).await;
+        });
+    }
+}
+
+fn poison(world: &World, at: Position) -> CommitRecord {
+    CommitRecord {
+        clone: world.record.id,
+        at,
+        nonce: world.clock.nonce(),
+        base: world.record.base,
+        change: 0,
+        time_ms: 0,
+        journal_mark: 0,
+        settled: Sequence(0),
+        what: Change::Poison { by: Epoch(2) },
+        extents: 0,
+        blocks: 0,
+        table_crc: 0,
+    }
 }
