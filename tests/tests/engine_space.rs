@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clonegate::clock::Clock;
 use clonegate::delta::DeltaSettings;
+use clonegate::delta::load::Listing;
 use clonegate::device::{Device, WriteOptions};
 use clonegate::exports::Exports;
 use clonegate::lifecycle::views::{CreateClones, CreateDisk, DurabilityView, ImportTemplate};
@@ -109,6 +110,37 @@ fn random_writes_cost_at_most_1_3_times_what_is_live(durability: Durability) {
         assert_eq!(gateway.store.counts().requests(), before, "a volume at rest asks nothing of the store");
         assert_eq!(stored(world).await, rest);
     });
+}
+
+#[test]
+fn what_opening_has_to_read_is_bounded_however_fast_a_volume_is_written() {
+    let mut world = world(Durability::Object);
+    world.settings.checkpoint_bytes = MIB;
+    world.settings.dirty_bytes_per_volume = 2 * MIB;
+    let runtime = runtime();
+    world.clock = runtime.block_on(async { Clock::simulated(7) });
+    runtime.block_on(async {
+        let gateway = world.gateway(1, &Faults::none(), None).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        let mut random = StdRng::seed_from_u64(5);
+        let mut most = 0;
+        // In less time than passes between two looks at the garbage.
+        for n in 0..4 * SIZE / 4096 {
+            write(&volume, random.random_range(0..SIZE / 4096), u8::try_from(n % 251).unwrap()).await;
+            if n % 1024 == 1023 {
+                volume.flush().await.unwrap();
+                most = most.max(behind_the_newest_checkpoint(&world).await);
+            }
+        }
+        assert!(most <= 12 * MIB, "{} MiB of {} lie behind the newest checkpoint", most / MIB, 4 * SIZE / MIB);
+    });
+}
+
+/// Bytes of the records that are read at an opening besides the newest checkpoint.
+async fn behind_the_newest_checkpoint(world: &World) -> u64 {
+    let listing = Listing::read(&world.store(), world.record.id).await.unwrap();
+    let newest = listing.checkpoints.last().map(|(at, _)| *at);
+    listing.logs.iter().filter(|(at, _)| newest.is_none_or(|newest| *at > newest)).map(|(_, size)| size).sum()
 }
 
 #[test]

@@ -18,6 +18,8 @@ const IN_FLIGHT: usize = 64;
 const HEAD_BYTES: u64 = 16 * 1024;
 /// Commit records of one volume that are put at the same time.
 pub const IN_FLIGHT_COMMITS: usize = 3;
+/// From this size on a checkpoint takes longer to decode than a task may run.
+const LARGE_CHECKPOINT: usize = 256 << 10;
 /// Times that a load is begun anew because objects were collected under it.
 const ATTEMPTS: u32 = 8;
 
@@ -166,7 +168,7 @@ pub async fn read_checkpoint(store: &Store, clone: CloneId, at: Position, size: 
             .collect();
         let parts = futures::future::try_join_all(parts).await?;
         let object = if let [one] = parts.as_slice() { one.clone() } else { parts.concat().into() };
-        match LogState::from_checkpoint(clone, at, &object) {
+        match on_the_side(object.len(), move || LogState::from_checkpoint(clone, at, &object)).await {
             Ok(state) => return Ok(state),
             Err(_) if !again => again = true,
             Err(error) => {
@@ -174,6 +176,21 @@ pub async fn read_checkpoint(store: &Store, clone: CloneId, at: Position, size: 
             }
         }
     }
+}
+
+/// Does work on so many bytes of a checkpoint; outside of the runtime when that would keep others waiting.
+///
+/// # Errors
+/// What the work gives; `Internal` when the runtime ends.
+pub async fn on_the_side<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if bytes < LARGE_CHECKPOINT {
+        return work();
+    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| Error::unavailable("stopping", "the gateway is stopping"))?
 }
 
 /// Applies one record, reading the kept state that it goes back to when that is not in memory.

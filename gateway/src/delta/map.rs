@@ -148,16 +148,6 @@ impl Leaf {
     fn get(&self, index: usize) -> Option<MapRun> {
         self.runs.get(index).map(|run| run.unpack(self.base))
     }
-
-    fn push(&mut self, run: Packed) {
-        if self.runs.len() == self.runs.capacity() {
-            self.runs.reserve_exact(LEAF_GROW);
-        }
-        self.runs.push(run);
-        if self.runs.len() % WINDOW == 1 {
-            self.resample(self.runs.len() - 1);
-        }
-    }
 }
 
 /// See the module.
@@ -428,33 +418,51 @@ impl BlockMap {
         self.leaves.insert(at + 1, Arc::new(leaf));
         self.resample(at + 1);
     }
+}
 
-    /// Appends a run behind all others; for loading a checkpoint.
-    pub fn load(&mut self, run: MapRun) {
-        let far = self
-            .leaves
-            .last()
-            .is_none_or(|leaf| leaf.runs.len() >= LEAF_RUNS - LEAF_GROW || run.start - leaf.base >= LEAF_SPAN);
-        if far {
-            let first = self.leaves.is_empty();
-            if first && run.start >= LEAF_SPAN {
-                self.keys.push(0);
-                self.leaves.push(Arc::new(Leaf::new(0, Vec::new())));
-            }
-            let key = if self.leaves.is_empty() { 0 } else { run.start };
-            self.keys.push(key);
-            self.leaves.push(Arc::new(Leaf::new(key, Vec::new())));
-            self.resample(self.keys.len().saturating_sub(2));
+/// Makes a map of runs that come in order, as a checkpoint has them: nothing is looked for.
+#[derive(Debug, Default)]
+pub struct Loader {
+    map: BlockMap,
+    /// The leaf that is being filled: its base and runs.
+    base: u64,
+    runs: Vec<Packed>,
+}
+
+impl Loader {
+    /// Appends a run behind all others.
+    pub fn push(&mut self, run: MapRun) {
+        let full = self.runs.len() >= LEAF_RUNS - LEAF_GROW || run.start - self.base >= LEAF_SPAN;
+        if full {
+            self.end_leaf();
+            self.base = run.start;
+        }
+        if self.runs.is_empty() {
+            self.runs.reserve_exact(LEAF_RUNS - LEAF_GROW);
         }
         if let Place::Object { .. } = run.place {
-            self.data_blocks += run.end - run.start;
+            self.map.data_blocks += run.end - run.start;
         }
-        self.runs += 1;
-        if let Some(leaf) = self.leaves.last_mut() {
-            let leaf = Arc::make_mut(leaf);
-            let packed = Packed::new(leaf.base, run);
-            leaf.push(packed);
+        self.runs.push(Packed::new(self.base, run));
+    }
+
+    /// The first leaf answers from block 0 on, though it may hold nothing.
+    fn end_leaf(&mut self) {
+        let mut runs = std::mem::take(&mut self.runs);
+        runs.shrink_to_fit();
+        self.map.runs += runs.len();
+        self.map.keys.push(self.base);
+        self.map.leaves.push(Arc::new(Leaf::new(self.base, runs)));
+    }
+
+    /// The map of all that was appended.
+    #[must_use]
+    pub fn finish(mut self) -> BlockMap {
+        if !self.runs.is_empty() {
+            self.end_leaf();
         }
+        self.map.resample(0);
+        self.map
     }
 }
 
@@ -588,8 +596,14 @@ mod tests {
         for block in 0..model.keys().last().map_or(0, |last| last + 2) {
             assert_eq!(map.get(block).is_some(), model.contains_key(&block), "block {block}");
         }
-        let mut again = BlockMap::new();
-        map.iter().for_each(|run| again.load(run));
+        let mut again = Loader::default();
+        map.iter().for_each(|run| again.push(run));
+        let again = again.finish();
+        let sampled: Vec<u64> = again.keys.iter().step_by(KEY_WINDOW).copied().collect();
+        assert_eq!(again.tops, sampled);
+        for (block, _) in model.iter().step_by(11) {
+            assert_eq!(again.get(*block), map.get(*block));
+        }
         assert!(again.iter().eq(map.iter()));
         assert_eq!(again.data_blocks(), map.data_blocks());
     }

@@ -10,7 +10,7 @@ use clonegate_core::limits::SNAPSHOTS_MAX;
 use clonegate_core::units::BlockIndex;
 use clonegate_core::{Error, Result};
 
-use super::map::{BlockMap, MapRun, Place};
+use super::map::{BlockMap, Loader, MapRun, Place};
 use super::object::{Object, Objects};
 use bytes::Bytes;
 
@@ -109,7 +109,11 @@ impl LogState {
     /// # Errors
     /// `Corrupt` when it is not one of this clone at this position.
     pub fn from_checkpoint(clone: CloneId, at: Position, object: &[u8]) -> Result<Self> {
-        let (record, objects, runs) = checkpoint::decode_checkpoint(object)?;
+        let mut map = Loader::default();
+        let (record, objects) = checkpoint::decode_checkpoint_into(object, |run| {
+            let place = run.place.map_or(Place::Zero, |(object, frame)| Place::Object { object, frame });
+            map.push(MapRun { start: run.start.0, end: run.start.0 + u64::from(run.blocks), place });
+        })?;
         if record.clone != clone || record.at != at {
             return Err(Error::corrupt("misplaced", format!("the checkpoint of {} {:?}", record.clone, record.at)));
         }
@@ -117,16 +121,11 @@ impl LogState {
         for facts in objects {
             table.add(Object::new(clone, facts));
         }
-        let mut map = BlockMap::new();
-        for run in runs {
-            let place = run.place.map_or(Place::Zero, |(object, frame)| Place::Object { object, frame });
-            map.load(MapRun { start: run.start.0, end: run.start.0 + u64::from(run.blocks), place });
-        }
         let kept = record.kept.iter().map(|k| KeptImage { kept: k.clone(), image: None, unwritten: None }).collect();
         Ok(Self {
             clone,
             at: Some(at),
-            image: Image { base: record.base, map },
+            image: Image { base: record.base, map: map.finish() },
             objects: table,
             change: record.change,
             changed_in: record.changed_in,
@@ -195,7 +194,7 @@ impl LogState {
             let ours = known.get(&object.facts.name).copied();
             indexes.insert(index, ours.unwrap_or_else(|| self.objects.add(Arc::clone(object))));
         }
-        let mut map = BlockMap::new();
+        let mut map = Loader::default();
         for run in other.image.map.iter() {
             let place = match run.place {
                 Place::Zero => Place::Zero,
@@ -203,9 +202,9 @@ impl LogState {
                     Place::Object { object: indexes.get(&object).copied().unwrap_or(object), frame }
                 }
             };
-            map.load(MapRun { place, ..run });
+            map.push(MapRun { place, ..run });
         }
-        Image { base: other.image.base, map }
+        Image { base: other.image.base, map: map.finish() }
     }
 
     /// The position of a kept state whose image has to be in memory before this change can be applied.

@@ -23,7 +23,7 @@ use super::core::Core;
 use crate::delta::DeltaSettings;
 use crate::delta::collect::{self, Memory, Needed};
 use crate::delta::fold;
-use crate::delta::load::read_checkpoint;
+use crate::delta::load::{on_the_side, read_checkpoint};
 use crate::delta::map::{BlockMap, Place};
 use crate::delta::state::{Image, LogState};
 use crate::store::{PutNew, keys};
@@ -35,6 +35,11 @@ const LEFTOVERS: usize = 64;
 /// After a failure, and while garbage waits for its grace, upkeep is looked at after this time.
 const AGAIN: Duration = Duration::from_secs(30);
 
+/// Of a run in a checkpoint, about.
+const RUN_BYTES: usize = 16;
+/// As many times the size of the last checkpoint are written before the next one.
+const CHECKPOINTS_WORTH: u64 = 16;
+
 /// A volume whose bytes did not change for so long is at rest.
 const REST: Duration = Duration::from_secs(45);
 
@@ -44,7 +49,10 @@ pub(super) struct House {
     segments: u64,
     memory: Memory,
     pub(super) wanted: bool,
+    /// When garbage or a failure is looked at again; until then nothing is folded and nothing collected.
     pub(super) look: Option<Instant>,
+    /// The last round failed: until the next look nothing is tried.
+    failed: bool,
     /// The change of the volume that was seen last, and when it has rested since long enough.
     change: u64,
     pub(super) rests: Option<Instant>,
@@ -71,6 +79,7 @@ impl House {
             memory: Memory::default(),
             wanted: leftovers >= LEFTOVERS,
             look: None,
+            failed: false,
             change: 0,
             rests: None,
             resting: false,
@@ -108,12 +117,21 @@ fn slack(settings: &DeltaSettings) -> u64 {
     settings.checkpoint_bytes / BLOCK_BYTES / 64
 }
 
-/// Whether so much lies behind the last checkpoint that the next is due.
-fn checkpoint_due(log: &LogState, records: u64, bytes: u64) -> bool {
-    let last = log.checkpoint_bytes;
-    log.bytes_since >= bytes.max(4 * last)
+/// Whether so much lies behind the last checkpoint that the next is due. A large checkpoint is worth more records: what it costs to write, and
+/// what it costs to read them at the next opening, are kept in proportion.
+fn checkpoint_due(log: &LogState, settings: &DeltaSettings) -> bool {
+    let (last, records) = (log.checkpoint_bytes, settings.checkpoint_records);
+    log.bytes_since >= settings.checkpoint_bytes.max(CHECKPOINTS_WORTH * last)
         || (log.records_since >= records && log.bytes_since >= last)
         || log.records_since >= records.saturating_mul(16)
+}
+
+/// Whether the next checkpoint cannot wait until folding and collecting are due as well.
+fn checkpoint_overdue(log: &LogState, settings: &DeltaSettings) -> bool {
+    let (last, records) = (log.checkpoint_bytes, settings.checkpoint_records);
+    log.bytes_since >= settings.checkpoint_bytes.max(CHECKPOINTS_WORTH * last)
+        || (log.records_since >= records.saturating_mul(16) && log.bytes_since >= last)
+        || log.records_since >= records.saturating_mul(64)
 }
 
 impl Committer {
@@ -122,7 +140,7 @@ impl Committer {
         let Some(mut house) = self.house.take() else { return };
         let settings = &self.core.engine.settings;
         let now = Instant::now();
-        let (due, wasteful, hung) = {
+        let (due, overdue, wasteful, hung) = {
             let state = self.core.state.read();
             if house.change != state.log.change {
                 house.change = state.log.change;
@@ -132,8 +150,10 @@ impl Committer {
             let rests = house.rests.is_some_and(|at| at <= now);
             house.rests = house.rests.filter(|_| !rests);
             let asked = rests || house.resting || !self.tending.is_empty();
-            let due = checkpoint_due(&state.log, settings.checkpoint_records, settings.checkpoint_bytes);
-            (due, asked && fold::is_wasteful(&state.log, slack(settings)), state.log.at == state.log.checkpoint)
+            let due = checkpoint_due(&state.log, settings);
+            let overdue = checkpoint_overdue(&state.log, settings);
+            let wasteful = asked && fold::is_wasteful(&state.log, slack(settings));
+            (due, overdue, wasteful, state.log.at == state.log.checkpoint)
         };
         house.resting = wasteful;
         if wasteful && hung {
@@ -151,14 +171,22 @@ impl Committer {
         }
         let look = house.look.is_some_and(|at| at <= now);
         let pausing = house.look.is_some() && !look && !house.wanted;
-        if self.tending.is_empty() && !(house.wanted || look || wasteful || (due && !pausing)) {
-            self.house = Some(house);
+        let whole = !self.tending.is_empty() || house.wanted || look || wasteful || (due && !pausing);
+        let core = Arc::clone(&self.core);
+        if !whole {
+            if !overdue || house.failed {
+                self.house = Some(house);
+                return;
+            }
+            self.upkeep = Some(Box::pin(async move {
+                let result = only_checkpoint(&core, &mut house).await.map(|()| Swept::default());
+                Round { house, result }
+            }));
             return;
         }
         self.tended.append(&mut self.tending);
         house.wanted = false;
         house.look = None;
-        let core = Arc::clone(&self.core);
         let thorough = !self.tended.is_empty();
         self.upkeep = Some(Box::pin(async move {
             let result = round(&core, &mut house, thorough).await;
@@ -175,8 +203,11 @@ impl Committer {
         house.resting &= result.as_ref().is_ok_and(|done| done.folded);
         let result = result.map(|done| done.garbage);
         let waits = house.memory.waits() || self.core.state.read().log.kept(None).is_some();
+        house.failed = result.is_err();
         match result {
-            Ok(garbage) if garbage.is_empty() => house.look = waits.then(|| Instant::now() + AGAIN),
+            Ok(garbage) if garbage.is_empty() => {
+                house.look = house.look.or_else(|| waits.then(|| Instant::now() + AGAIN));
+            }
             Ok(objects) => {
                 house.look = waits.then(|| Instant::now() + AGAIN);
                 self.settle().await?;
@@ -241,6 +272,13 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
     Ok(swept)
 }
 
+/// A round between two looks at the garbage, so that opening the volume never has long to read, however fast it is written.
+async fn only_checkpoint(core: &Arc<Core>, house: &mut House) -> Result<()> {
+    let _turn = core.engine.upkeep.acquire().await.map_err(|_| super::read::stopping())?;
+    house.last = Some(checkpoint(core).await?);
+    Ok(())
+}
+
 /// Puts the checkpoints that are due: those of kept states, oldest first, then that of the present one. Says where it is
 /// and what it needs.
 async fn checkpoint(core: &Arc<Core>) -> Result<Last> {
@@ -271,7 +309,9 @@ async fn checkpoint(core: &Arc<Core>) -> Result<Last> {
 async fn put(core: &Core, state: &LogState, record: CheckpointRecord, image: &Image) -> Result<(u64, Needed)> {
     let at = record.at;
     let key = keys::checkpoint(state.clone, at.epoch, at.sequence);
-    let object: Bytes = state.encode_checkpoint(record, image)?;
+    let (of, image_of) = (state.clone(), image.clone());
+    let object: Bytes =
+        on_the_side(image.map.len() * RUN_BYTES, move || of.encode_checkpoint(record, &image_of)).await?;
     let size = object.len() as u64;
     match core.store.put_new(&key, object).await? {
         PutNew::Created => Ok((size, Needed::new(state, image))),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clonegate::clock::Clock;
+use clonegate::delta::load::{Listing, read_checkpoint};
 use clonegate::delta::map::{BlockMap, Place};
 use clonegate::delta::{DeltaSettings, Engine};
 use clonegate::device::{Device, WriteOptions};
@@ -195,6 +196,58 @@ async fn delta(directory: &Path, n: u64, mib: u64) -> Result<()> {
     Ok(())
 }
 
+/// Where the time of opening goes, right after a close and when the disk has come to rest.
+async fn opening(directory: &Path, mib: u64) -> Result<()> {
+    let blocks = mib * MIB / BLOCK;
+    let size = (BLOCK << bits_of(blocks.max(1))).max(64 * MIB);
+    let id = {
+        let gateway = Gateway::open(directory)?;
+        let volume = gateway.volume(1, size).await?;
+        let begin = Instant::now();
+        fill(&volume, blocks).await?;
+        eprintln!("{mib} MiB written in {:.1} s", begin.elapsed().as_secs_f64());
+        let begin = Instant::now();
+        volume.close().await?;
+        eprintln!("closed in {}", ms(begin));
+        let mut id = [5; 16];
+        id[..8].copy_from_slice(&1u64.to_le_bytes());
+        CloneId::from_bytes(id)
+    };
+    for n in 0..6 {
+        let gateway = Gateway::open(directory)?;
+        let begin = Instant::now();
+        let listing = Listing::read(&gateway.store, id).await?;
+        let listed = ms(begin);
+        let newest = listing.checkpoints.last().copied();
+        let behind: Vec<u64> =
+            listing.logs.iter().filter(|(at, _)| newest.is_none_or(|(c, _)| *at > c)).map(|(_, size)| *size).collect();
+        let begin = Instant::now();
+        if let Some((at, size)) = newest {
+            read_checkpoint(&gateway.store, id, at, Some(size)).await?;
+        }
+        let checkpoint = ms(begin);
+        let begin = Instant::now();
+        let volume = gateway.volume(1, size).await?;
+        let opened = ms(begin);
+        println!(
+            "{n}: opened in {opened}; list of {} records, {} segments {listed}; checkpoint of {} MiB {checkpoint}; {} records of {} MiB behind it",
+            listing.logs.len(),
+            listing.segments.len(),
+            newest.map_or(0, |(_, size)| size / MIB),
+            behind.len(),
+            behind.iter().sum::<u64>() / MIB,
+        );
+        if n == 3 {
+            let begin = Instant::now();
+            volume.claim().await?;
+            println!("claimed in {}", ms(begin));
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            volume.close().await?;
+        }
+    }
+    Ok(())
+}
+
 async fn discard(directory: &Path) -> Result<()> {
     let gateway = Gateway::open(directory)?;
     let volume = gateway.volume(50, 2 * TIB).await?;
@@ -256,13 +309,20 @@ async fn main() -> Result<()> {
     let (directory, rest) = match arguments.as_slice() {
         [directory, rest @ ..] => (Path::new(directory), rest),
         [] => {
-            bail!("usage: bench-map DIRECTORY [MIB | lookups]   (MIB: the largest delta; 10240 unless said otherwise)")
+            bail!(
+                "usage: bench-map DIRECTORY [MIB | lookups | open MIB]   (MIB: the largest delta; 10240 unless said otherwise)"
+            )
         }
     };
     if rest == ["lookups"] {
         println!("| what | measured | goal |\n|---|---|---|");
         [64, 256, 1024, 4096, 10240].into_iter().for_each(lookups);
         return Ok(());
+    }
+    if let [what, mib] = rest
+        && what == "open"
+    {
+        return opening(directory, mib.parse()?).await;
     }
     if rest == ["idle"] {
         return idle(directory).await;

@@ -157,6 +157,19 @@ pub fn encode_checkpoint(
 /// # Errors
 /// `Corrupt` when it is not one.
 pub fn decode_checkpoint(object: &[u8]) -> Result<(CheckpointRecord, Vec<BlockObject>, Vec<MapRun>)> {
+    let mut runs = Vec::new();
+    let (record, objects) = decode_checkpoint_into(object, |run| runs.push(run))?;
+    Ok((record, objects, runs))
+}
+
+/// The same, with each run given to `each` as it is read: a large map has millions. After an error what was given counts for nothing.
+///
+/// # Errors
+/// `Corrupt` when it is not one.
+pub fn decode_checkpoint_into(
+    object: &[u8],
+    mut each: impl FnMut(MapRun),
+) -> Result<(CheckpointRecord, Vec<BlockObject>)> {
     let decoded = envelope::decode_with::<CheckpointRecord>(object)?;
     let record = decoded.record;
     let wrong = |what: String| Error::corrupt("bad-checkpoint", what);
@@ -180,7 +193,6 @@ pub fn decode_checkpoint(object: &[u8]) -> Result<(CheckpointRecord, Vec<BlockOb
         }
     }
     let objects = object_table.as_chunks::<OBJECT_BYTES>().0.iter().map(decode_object).collect::<Result<Vec<_>>>()?;
-    let mut runs = Vec::with_capacity(record.runs as usize);
     let mut end_before = 0u64;
     for bytes in run_table.as_chunks::<RUN_BYTES>().0 {
         let head = u64::from_le_bytes(*bytes.first_chunk().unwrap_or(&[0; 8]));
@@ -202,9 +214,9 @@ pub fn decode_checkpoint(object: &[u8]) -> Result<(CheckpointRecord, Vec<BlockOb
             }
             Some((object, frame))
         };
-        runs.push(MapRun { start: BlockIndex(start), blocks, place });
+        each(MapRun { start: BlockIndex(start), blocks, place });
     }
-    Ok((record, objects, runs))
+    Ok((record, objects))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
