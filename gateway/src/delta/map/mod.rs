@@ -4,30 +4,21 @@
 //! until one side changes them, so that a snapshot costs a vector of pointers. An empty map owns nothing.
 //!
 //! A lookup in a large map is as slow as its misses of the processor's caches, so there is a sample of the first blocks, and of the runs of
-//! each leaf in its head: two small searches that stay in the near caches, then the head, then one window of runs, whose lines are fetched
-//! together because its comparisons do not wait for each other.
+//! each leaf in its head. The heads lie side by side, each in one line of the cache: two small searches that stay in the near caches, then the
+//! head, then one window of runs, whose lines are fetched together because its comparisons do not wait for each other.
 
-use std::sync::Arc;
+mod leaf;
 
 use clonegate_core::limits::SEGMENT_BLOCKS_MAX;
 
-const LEAF_RUNS: usize = 256;
-/// Leaves grow by this many runs, so that little room is unused.
-const LEAF_GROW: usize = 32;
-/// Runs of a leaf between two samples.
-const WINDOW: usize = 16;
-/// Samples of a leaf.
-const SAMPLES: usize = LEAF_RUNS / WINDOW - 1;
+use self::leaf::{Head, LEAF_GROW, LEAF_RUNS, Leaf, LeafMut, Packed, Runs};
+
 /// First blocks of leaves between two samples.
 const KEY_WINDOW: usize = 64;
-const ZERO: u32 = u32::MAX;
-const FRAME_BITS: u32 = 14;
 /// A run's first block is kept relative to its leaf in 32 bits; beyond this a new leaf begins.
 const LEAF_SPAN: u64 = 1 << 31;
 /// Longest run of zeroes, blocks; a longer one is several.
 const ZERO_BLOCKS_MAX: u64 = 1 << 30;
-
-const _: () = assert!(SEGMENT_BLOCKS_MAX as u64 <= 1 << FRAME_BITS, "frame and length fit one word");
 
 /// Where a run of blocks lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,89 +58,6 @@ pub struct MapRun {
     pub place: Place,
 }
 
-/// `start` relative to the leaf, the object, and frame and length (or the length alone, for zeroes), less one.
-#[derive(Debug, Clone, Copy)]
-struct Packed {
-    start: u32,
-    object: u32,
-    extra: u32,
-}
-
-impl Packed {
-    fn new(base: u64, run: MapRun) -> Self {
-        let start = low32(run.start - base);
-        let length = low32(run.end - run.start - 1);
-        match run.place {
-            Place::Zero => Self { start, object: ZERO, extra: length },
-            Place::Object { object, frame } => Self { start, object, extra: frame << FRAME_BITS | length },
-        }
-    }
-
-    fn blocks(self) -> u64 {
-        let length = if self.object == ZERO { self.extra } else { self.extra & ((1 << FRAME_BITS) - 1) };
-        u64::from(length) + 1
-    }
-
-    fn unpack(self, base: u64) -> MapRun {
-        let start = base + u64::from(self.start);
-        let place = if self.object == ZERO {
-            Place::Zero
-        } else {
-            Place::Object { object: self.object, frame: self.extra >> FRAME_BITS }
-        };
-        MapRun { start, end: start + self.blocks(), place }
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "leaves and runs are bounded so that these fit")]
-fn low32(value: u64) -> u32 {
-    debug_assert!(u32::try_from(value).is_ok(), "a run or leaf longer than its bounds");
-    value as u32
-}
-
-#[derive(Debug, Clone)]
-struct Leaf {
-    base: u64,
-    runs: Vec<Packed>,
-    /// Where the runs `WINDOW`, `2 * WINDOW`, … start; more than any start where there are none.
-    samples: [u32; SAMPLES],
-}
-
-impl Leaf {
-    fn new(base: u64, runs: Vec<Packed>) -> Self {
-        let mut leaf = Self { base, runs, samples: [u32::MAX; SAMPLES] };
-        leaf.resample(0);
-        leaf
-    }
-
-    /// Takes the samples again, after the runs from `from` on have changed.
-    fn resample(&mut self, from: usize) {
-        for (n, sample) in self.samples.iter_mut().enumerate().skip((from / WINDOW).saturating_sub(1)) {
-            *sample = self.runs.get((n + 1) * WINDOW).map_or(u32::MAX, |run| run.start);
-        }
-    }
-
-    /// The first run that ends after `block`.
-    fn first_after(&self, block: u64) -> usize {
-        let Some(relative) = block.checked_sub(self.base) else { return 0 };
-        let relative = low32(relative.min(u64::from(u32::MAX - 1)));
-        let window = self.samples.iter().map(|sample| usize::from(*sample <= relative)).sum::<usize>() * WINDOW;
-        // The last one may hold more, for as long as a leaf is too full.
-        let end = if window == SAMPLES * WINDOW { self.runs.len() } else { self.runs.len().min(window + WINDOW) };
-        let runs = self.runs.get(window..end).unwrap_or_default();
-        // No search: each comparison would wait for the memory of the one before.
-        let at = window + runs.iter().map(|run| usize::from(run.start <= relative)).sum::<usize>();
-        match at.checked_sub(1).and_then(|before| self.runs.get(before)) {
-            Some(run) if u64::from(run.start) + run.blocks() > u64::from(relative) => at - 1,
-            _ => at,
-        }
-    }
-
-    fn get(&self, index: usize) -> Option<MapRun> {
-        self.runs.get(index).map(|run| run.unpack(self.base))
-    }
-}
-
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct BlockMap {
@@ -157,7 +65,8 @@ pub struct BlockMap {
     keys: Vec<u64>,
     /// Every [`KEY_WINDOW`]th of them, from the first on.
     tops: Vec<u64>,
-    leaves: Vec<Arc<Leaf>>,
+    heads: Vec<Head>,
+    leaves: Vec<Runs>,
     runs: usize,
     data_blocks: u64,
 }
@@ -185,9 +94,9 @@ impl BlockMap {
 
     /// Bytes of memory that it owns, shared leaves included.
     pub fn memory(&self) -> usize {
-        let leaves: usize =
-            self.leaves.iter().map(|l| l.runs.capacity() * size_of::<Packed>() + size_of::<Leaf>() + 16).sum();
-        leaves + (self.keys.capacity() + self.tops.capacity() + self.leaves.capacity()) * 8
+        let slots: usize = self.leaves.iter().map(|runs| size_of_val(&*runs.slots) + 2 * size_of::<usize>()).sum();
+        let keys = (self.keys.capacity() + self.tops.capacity()) * size_of::<u64>();
+        slots + keys + self.heads.capacity() * size_of::<Head>() + self.leaves.capacity() * size_of::<Runs>()
     }
 
     /// The leaf that answers for `block`. The map is not empty of leaves.
@@ -205,16 +114,20 @@ impl BlockMap {
         self.tops.extend(self.keys.iter().skip(from * KEY_WINDOW).step_by(KEY_WINDOW));
     }
 
+    fn leaf(&self, at: usize) -> Option<Leaf<'_>> {
+        Some(Leaf { head: self.heads.get(at)?, runs: self.leaves.get(at)?.as_slice() })
+    }
+
     /// The run that holds `block`.
     pub fn get(&self, block: u64) -> Option<MapRun> {
-        let leaf = self.leaves.get(self.leaf_of(block))?;
+        let leaf = self.leaf(self.leaf_of(block))?;
         leaf.get(leaf.first_after(block)).filter(|run| run.start <= block)
     }
 
     /// The runs that touch `start..end`, ascending, cut to it.
     pub fn range(&self, start: u64, end: u64) -> Range<'_> {
         let leaf = self.leaf_of(start);
-        let index = self.leaves.get(leaf).map_or(0, |l| l.first_after(start));
+        let index = self.leaf(leaf).map_or(0, |l| l.first_after(start));
         Range { map: self, leaf, index, start, end }
     }
 
@@ -239,12 +152,10 @@ impl BlockMap {
 
     fn insert_one(&mut self, run: MapRun) {
         if self.leaves.is_empty() {
-            self.keys.push(0);
-            self.leaves.push(Arc::new(Leaf::new(0, Vec::new())));
-            self.resample(0);
+            self.insert_leaf(0, 0, 0, Vec::new());
         }
         let mut first = self.leaf_of(run.start);
-        if run.start - self.leaves[first].base >= LEAF_SPAN {
+        if run.start - self.heads[first].base >= LEAF_SPAN {
             first = self.split_far(first, run);
         }
         if let Place::Object { .. } = run.place {
@@ -265,7 +176,9 @@ impl BlockMap {
         }
         if last > first + 1 {
             self.keys.drain(first + 1..last);
+            self.heads.drain(first + 1..last);
             self.leaves.drain(first + 1..last);
+            self.give_back_room();
             self.resample(first + 1);
         }
         if let Some(right) = right {
@@ -274,18 +187,37 @@ impl BlockMap {
         self.split_full(first);
     }
 
+    /// After a discard of nearly everything.
+    fn give_back_room(&mut self) {
+        let left = 2 * self.leaves.len();
+        if 2 * left < self.leaves.capacity() {
+            self.keys.shrink_to(left);
+            self.heads.shrink_to(left);
+            self.leaves.shrink_to(left);
+        }
+    }
+
+    fn insert_leaf(&mut self, at: usize, key: u64, base: u64, runs: Vec<Packed>) {
+        self.keys.insert(at, key);
+        self.heads.insert(at, Head::new(base, &runs));
+        self.leaves.insert(at, Runs::new(runs));
+        self.resample(at);
+    }
+
     /// A new leaf behind leaf `at`, for a run that is too far from its base.
     fn split_far(&mut self, at: usize, run: MapRun) -> usize {
         // What leaf `at` holds from the run on has to move too, and what reaches into it has to be cut there.
-        let leaf = Arc::make_mut(&mut self.leaves[at]);
-        let from = leaf.runs.partition_point(|r| leaf.base + u64::from(r.start) < run.start);
-        let moved: Vec<MapRun> = leaf.runs[from..].iter().map(|r| r.unpack(leaf.base)).collect();
-        leaf.runs.truncate(from);
+        let mut leaf = LeafMut { head: &mut self.heads[at], runs: &mut self.leaves[at] };
+        let base = leaf.head.base;
+        let there = leaf.runs.as_slice();
+        let from = there.partition_point(|r| base + u64::from(r.start) < run.start);
+        let moved: Vec<MapRun> = there[from..].iter().map(|r| r.unpack(base)).collect();
+        let reaching = there[..from].last().map(|r| r.unpack(base)).filter(|r| r.end > run.start);
+        leaf.truncate(from);
         let mut key = run.start;
         let mut runs = Vec::with_capacity(moved.len() + 1);
-        if let Some(reaching) = leaf.runs.last().map(|r| r.unpack(leaf.base)).filter(|r| r.end > run.start) {
-            leaf.runs.pop();
-            leaf.runs.push(Packed::new(leaf.base, MapRun { end: run.start, ..reaching }));
+        if let Some(reaching) = reaching {
+            leaf.splice(from - 1, from, &[Packed::new(base, MapRun { end: run.start, ..reaching })]);
             let place = reaching.place.advance(run.start - reaching.start);
             runs.push(Packed::new(run.start, MapRun { start: run.start, end: reaching.end, place }));
             self.runs += 1;
@@ -293,24 +225,22 @@ impl BlockMap {
         if let Some(next) = self.keys.get(at + 1) {
             key = key.min(*next);
         }
-        leaf.resample(from.saturating_sub(1));
         runs.extend(moved.iter().map(|r| Packed::new(run.start, *r)));
-        self.keys.insert(at + 1, key);
-        self.leaves.insert(at + 1, Arc::new(Leaf::new(run.start, runs)));
-        self.resample(at + 1);
+        self.insert_leaf(at + 1, key, run.start, runs);
         at + 1
     }
 
     /// Replaces what leaf `at` holds of the run's range by the run, merged with neighbours that continue it. Gives back
     /// the rest of a run that it split, when that reaches beyond it.
     fn place_in(&mut self, at: usize, run: MapRun) -> Option<MapRun> {
-        let leaf = Arc::make_mut(&mut self.leaves[at]);
-        let base = leaf.base;
-        let low = leaf.first_after(run.start);
+        let mut leaf = LeafMut { head: &mut self.heads[at], runs: &mut self.leaves[at] };
+        let base = leaf.head.base;
+        let there = leaf.look();
+        let low = there.first_after(run.start);
         let mut high = low;
         let mut left = None;
         let mut right = None;
-        while let Some(old) = leaf.get(high).filter(|old| old.start < run.end) {
+        while let Some(old) = there.get(high).filter(|old| old.start < run.end) {
             if old.start < run.start {
                 left = Some(MapRun { end: run.start, ..old });
             }
@@ -323,7 +253,7 @@ impl BlockMap {
             }
             high += 1;
         }
-        let before = leaf.runs.len();
+        let before = there.runs.len();
         let mut merged = run;
         let mut low = low;
         match left {
@@ -334,14 +264,14 @@ impl BlockMap {
                 }
             }
             None => {
-                if let Some(whole) = low.checked_sub(1).and_then(|i| leaf.get(i)).and_then(|l| join(l, merged)) {
+                if let Some(whole) = low.checked_sub(1).and_then(|i| there.get(i)).and_then(|l| join(l, merged)) {
                     merged = whole;
                     low -= 1;
                 }
             }
         }
         if right.is_none() {
-            if let Some(whole) = leaf.get(high).and_then(|next| join(merged, next)) {
+            if let Some(whole) = there.get(high).and_then(|next| join(merged, next)) {
                 merged = whole;
                 high += 1;
             }
@@ -349,40 +279,32 @@ impl BlockMap {
             merged = whole;
             right = None;
         }
-        if high - low == 1 && left.is_none() {
-            leaf.runs[low] = Packed::new(base, merged);
-        } else {
-            let new = left.into_iter().chain([merged]).map(|r| Packed::new(base, r));
-            if leaf.runs.len() + 2 > leaf.runs.capacity() {
-                leaf.runs.reserve_exact(LEAF_GROW);
-            }
-            leaf.runs.splice(low..high, new);
+        let merged = Packed::new(base, merged);
+        match left {
+            Some(left) => leaf.splice(low, high, &[Packed::new(base, left), merged]),
+            None => leaf.splice(low, high, &[merged]),
         }
-        leaf.resample(low);
-        let after = leaf.runs.len();
+        let after = leaf.runs.len;
         self.runs = self.runs + after - before;
         right
     }
 
     /// Puts back the rest of a split run, right behind the run that split it.
     fn add_right(&mut self, at: usize, right: MapRun) {
-        let leaf = Arc::make_mut(&mut self.leaves[at]);
-        let index = leaf.runs.partition_point(|r| leaf.base + u64::from(r.start) < right.start);
-        if leaf.runs.len() == leaf.runs.capacity() {
-            leaf.runs.reserve_exact(LEAF_GROW);
-        }
-        let packed = Packed::new(leaf.base, right);
-        leaf.runs.insert(index, packed);
-        leaf.resample(index);
+        let mut leaf = LeafMut { head: &mut self.heads[at], runs: &mut self.leaves[at] };
+        let base = leaf.head.base;
+        let index = leaf.runs.as_slice().partition_point(|r| base + u64::from(r.start) < right.start);
+        leaf.splice(index, index, &[Packed::new(base, right)]);
         self.runs += 1;
     }
 
     /// Drops what leaf `at` holds before `end`; says whether nothing is left.
     fn cut_beginning(&mut self, at: usize, end: u64) -> bool {
-        let leaf = Arc::make_mut(&mut self.leaves[at]);
+        let mut leaf = LeafMut { head: &mut self.heads[at], runs: &mut self.leaves[at] };
+        let there = leaf.look();
         let mut cut = 0;
         let mut rest = None;
-        while let Some(old) = leaf.get(cut).filter(|old| old.start < end) {
+        while let Some(old) = there.get(cut).filter(|old| old.start < end) {
             if let Place::Object { .. } = old.place {
                 let lost = old.end.min(end) - old.start;
                 self.data_blocks -= lost;
@@ -392,31 +314,29 @@ impl BlockMap {
             }
             cut += 1;
         }
-        let before = leaf.runs.len();
-        let base = leaf.base;
-        leaf.runs.splice(..cut, rest.map(|r| Packed::new(base, r)));
-        leaf.resample(0);
-        self.runs = self.runs + leaf.runs.len() - before;
-        leaf.runs.is_empty()
+        let (before, base) = (there.runs.len(), there.head.base);
+        match rest {
+            Some(rest) => leaf.splice(0, cut, &[Packed::new(base, rest)]),
+            None => leaf.splice(0, cut, &[]),
+        }
+        let left = leaf.runs.len;
+        self.runs = self.runs + left - before;
+        left == 0
     }
 
     fn split_full(&mut self, at: usize) {
-        if self.leaves[at].runs.len() <= LEAF_RUNS {
+        if self.leaves[at].len <= LEAF_RUNS {
             return;
         }
-        let leaf = Arc::make_mut(&mut self.leaves[at]);
         // A leaf that grew at its end is likely to go on doing so: leave it nearly full.
-        let next_key = self.keys.get(at + 1).copied();
-        let middle = if next_key.is_none() { LEAF_RUNS - LEAF_GROW / 2 } else { LEAF_RUNS / 2 };
-        let runs: Vec<Packed> = leaf.runs[middle..].to_vec();
-        leaf.runs.truncate(middle);
-        leaf.runs.shrink_to(middle + LEAF_GROW / 2);
-        leaf.resample(middle);
-        let key = leaf.base + u64::from(runs[0].start);
-        let leaf = Leaf::new(leaf.base, runs);
-        self.keys.insert(at + 1, key);
-        self.leaves.insert(at + 1, Arc::new(leaf));
-        self.resample(at + 1);
+        let grows = at + 1 == self.leaves.len();
+        let middle = if grows { LEAF_RUNS - LEAF_GROW / 2 } else { LEAF_RUNS / 2 };
+        let mut leaf = LeafMut { head: &mut self.heads[at], runs: &mut self.leaves[at] };
+        let runs: Vec<Packed> = leaf.runs.as_slice()[middle..].to_vec();
+        leaf.truncate(middle);
+        let base = leaf.head.base;
+        let key = base + runs.first().map_or(0, |run| u64::from(run.start));
+        self.insert_leaf(at + 1, key, base, runs);
     }
 }
 
@@ -437,9 +357,6 @@ impl Loader {
             self.end_leaf();
             self.base = run.start;
         }
-        if self.runs.is_empty() {
-            self.runs.reserve_exact(LEAF_RUNS - LEAF_GROW);
-        }
         if let Place::Object { .. } = run.place {
             self.map.data_blocks += run.end - run.start;
         }
@@ -448,11 +365,12 @@ impl Loader {
 
     /// The first leaf answers from block 0 on, though it may hold nothing.
     fn end_leaf(&mut self) {
-        let mut runs = std::mem::take(&mut self.runs);
-        runs.shrink_to_fit();
+        let runs = &self.runs;
         self.map.runs += runs.len();
         self.map.keys.push(self.base);
-        self.map.leaves.push(Arc::new(Leaf::new(self.base, runs)));
+        self.map.heads.push(Head::new(self.base, runs));
+        self.map.leaves.push(Runs { slots: runs.as_slice().into(), len: runs.len() });
+        self.runs.clear();
     }
 
     /// The map of all that was appended.
@@ -492,7 +410,7 @@ impl Iterator for Range<'_> {
 
     fn next(&mut self) -> Option<MapRun> {
         loop {
-            let leaf = self.map.leaves.get(self.leaf)?;
+            let leaf = self.map.leaf(self.leaf)?;
             let Some(run) = leaf.get(self.index) else {
                 self.leaf += 1;
                 self.index = 0;
@@ -586,9 +504,10 @@ mod tests {
         assert_eq!(map.data_blocks(), data as u64);
         let sampled: Vec<u64> = map.keys.iter().step_by(KEY_WINDOW).copied().collect();
         assert_eq!(map.tops, sampled);
-        for leaf in &map.leaves {
-            assert_eq!(leaf.samples, Leaf::new(leaf.base, leaf.runs.clone()).samples);
+        for (head, runs) in map.heads.iter().zip(&map.leaves) {
+            assert_eq!(*head, Head::new(head.base, runs.as_slice()));
         }
+        assert_eq!((map.heads.len(), map.keys.len()), (map.leaves.len(), map.leaves.len()));
         for (block, at) in model.iter().step_by(7) {
             let run = map.get(*block).expect("a block that was put");
             assert_eq!(run.place.advance(block - run.start), *at);
