@@ -72,7 +72,7 @@ async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
 }
 
 /// Every pack that an index of the datastore names.
-async fn used_packs(store: &Store) -> Result<HashSet<PackId>> {
+pub(super) async fn used_packs(store: &Store) -> Result<HashSet<PackId>> {
     let listed = store.list(&keys::indexes()).await?;
     let indexes: Vec<IndexId> = listed.iter().filter_map(|one| one.key.parse().ok()).collect();
     let mut read = futures::stream::iter(indexes)

@@ -9,47 +9,49 @@ use clonegate_core::{ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
 use super::datastores::Datastore;
+use super::gateway::Gateway;
 use crate::base::making::Making;
 use crate::store::keys;
 
 /// Packs copied at once; each is held in memory.
 const COPIES_AT_ONCE: usize = 3;
 
-/// Makes sure that the index and its packs are on `to`. One HEAD when they are.
-pub(super) async fn bring(from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
-    let key = keys::index(index);
-    match to.store.head(&key).await {
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let body = from.store.get(&key).await?;
-    let packs = Index::decode(&body).map_err(|e| e.on(key.to_string()))?.record.packs;
-    tracing::info!(%index, packs = packs.len(), from = %from.name, to = %to.name, "copying an image");
-    let making = Making::begin(&to.store, to.store.clock()).await?;
-    let copied = async {
-        futures::stream::iter(packs)
-            .map(|pack| async move {
-                let key = keys::pack(pack);
-                if to.store.head(&key).await.is_ok() {
-                    return Ok(());
-                }
-                to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
-            })
-            .buffer_unordered(COPIES_AT_ONCE)
-            .try_collect::<Vec<()>>()
-            .await?;
-        // Last, so that an index is never there without its packs.
-        to.store.put_new(&key, body).await?;
-        if let Err(error) = making.check().await {
-            to.store.delete(&key).await?;
-            return Err(error);
+impl Gateway {
+    /// Makes sure that the index and its packs are on `to`. One HEAD when they are.
+    pub(super) async fn bring(&self, from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
+        let key = keys::index(index);
+        match to.store.head(&key).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
-        Ok(())
+        let body = from.store.get(&key).await?;
+        let packs = Index::decode(&body).map_err(|e| e.on(key.to_string()))?.record.packs;
+        tracing::info!(%index, packs = packs.len(), from = %from.name, to = %to.name, "copying an image");
+        let making = Making::of_copy(&to.store, to.store.clock(), Some(self.maker()), index, packs.clone()).await?;
+        let copied = async {
+            futures::stream::iter(packs)
+                .map(|pack| async move {
+                    let key = keys::pack(pack);
+                    if to.store.head(&key).await.is_ok() {
+                        return Ok(());
+                    }
+                    to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
+                })
+                .buffer_unordered(COPIES_AT_ONCE)
+                .try_collect::<Vec<()>>()
+                .await?;
+            // Last, so that an index is never there without its packs.
+            to.store.put_new(&key, body).await?;
+            if let Err(error) = making.check().await {
+                to.store.delete(&key).await?;
+                return Err(error);
+            }
+            Ok(())
+        }
+        .await;
+        self.settle_image(to, making, copied).await
     }
-    .await;
-    making.end().await;
-    copied
 }
 
 /// Removes an index that no base names any more. Its packs may be shared with other images: `fsck --repair` removes those that are not.

@@ -17,7 +17,7 @@ use super::gateway::Gateway;
 use super::views::{ImportTemplate, ListQuery, Page, ReferenceTemplate, TemplateView, Touched, VersionView, page};
 use crate::base::{self, RawSources};
 use crate::catalog::Named;
-use crate::import::{self, ImportOptions, Input, Progress};
+use crate::import::{self, ImportOptions, Imported, Input, Progress};
 use crate::store::{Key, making_room, split_object_url};
 
 /// Most versions that a template keeps.
@@ -67,15 +67,29 @@ impl Gateway {
         progress: Arc<dyn Progress>,
     ) -> Result<TemplateView> {
         let name = Name::new(request.name.as_str())?;
-        let slots = self.check_slots(request.slots)?;
+        self.check_slots(request.slots)?;
         check_text(request.description.as_deref())?;
         check_text(request.origin.as_deref())?;
         let datastore = self.datastore_for_import(request.datastore.as_deref())?;
-        let imported = import::run(&datastore.store, input, ImportOptions::default(), &*progress, &self.clock).await?;
+        let options = ImportOptions { maker: Some(self.maker()), ..ImportOptions::default() };
+        let (imported, making) = import::make(&datastore.store, input, options, &*progress, &self.clock).await?;
+        let named = self.name_image(&datastore, name, request, imported).await;
+        self.settle_image(&datastore, making, named).await
+    }
+
+    /// Makes an imported image the next version of a template.
+    async fn name_image(
+        &self,
+        datastore: &Arc<Datastore>,
+        name: Name,
+        request: ImportTemplate,
+        imported: Imported,
+    ) -> Result<TemplateView> {
+        let slots = self.check_slots(request.slots)?;
         let stats = imported.stats;
         let data = BaseData::Packed { index: imported.index };
         let seal = Seal::asked(request.draft, request.force);
-        let findings = self.look_into(&datastore, &name, imported.size, &data, seal).await?;
+        let findings = self.look_into(datastore, &name, imported.size, &data, seal).await?;
         let version = NewVersion {
             size: imported.size,
             data,
@@ -240,7 +254,7 @@ impl Gateway {
     ) -> Result<BaseRecord> {
         if let BaseData::Packed { index } = version.data {
             let source = self.datastores.get(&version.datastore)?;
-            super::copying::bring(&source, datastore, index).await?;
+            self.bring(&source, datastore, index).await?;
         }
         let record = BaseRecord {
             id: self.clock.id(),
