@@ -36,8 +36,13 @@ pub(crate) struct Noted {
 /// What became of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cleared {
-    /// Nothing is left, or it is named by the note of another maker now.
-    Done,
+    /// Nothing is left.
+    Done {
+        /// Packs that no index names, whether they were there or not.
+        packs: u64,
+    },
+    /// The note of another maker names it too, and is enough.
+    Anothers,
     /// Somebody is there of whom nobody knows what is theirs, or the note was changed meanwhile.
     NotNow,
 }
@@ -133,43 +138,40 @@ pub(crate) async fn clear(
         PutNew::Created => {}
         PutNew::Exists(_) => return Ok(Cleared::NotNow),
     }
-    let used = match used_by_others(store, id, note, (with_index, copied)).await {
-        Ok(Some(used)) => used,
-        // No pack was removed, so who copies the image need not wait.
-        other => {
+    let others: Result<Vec<Noted>> = notes(store).await.map(|all| all.into_iter().filter(|one| one.id != id).collect());
+    let makes = |others: &Vec<Noted>| others.iter().any(|other| other.makes(note.index, &note.packs));
+    let unclear = |others: &Vec<Noted>| copied && others.iter().any(|other| other.note.is_none());
+    match &others {
+        // Should that one be cut too, its own note names the same.
+        Ok(others) if makes(others) => {
+            take_away(store, id).await?;
+            return Ok(Cleared::Anothers);
+        }
+        Ok(others) if !unclear(others) => {}
+        // Nothing was removed, so who copies the image need not wait.
+        _ => {
             store.delete(&mark_key).await?;
-            return other.map(|_| Cleared::NotNow);
+            return others.map(|_| Cleared::NotNow);
+        }
+    }
+    if with_index {
+        store.delete(&keys::index(note.index)).await?;
+    }
+    let used = match used_packs(store).await {
+        Ok(used) => used,
+        Err(error) => {
+            store.delete(&mark_key).await?;
+            return Err(error);
         }
     };
     // After an error the mark stays: nobody knows what is still to be carried out.
     let going: Vec<Key> = note.packs.iter().filter(|pack| !used.contains(pack)).map(|pack| keys::pack(*pack)).collect();
+    let packs = going.len() as u64;
     futures::stream::iter(going)
         .map(|key| async move { store.delete(&key).await })
         .buffer_unordered(AT_ONCE)
         .try_collect::<Vec<()>>()
         .await?;
     take_away(store, id).await?;
-    Ok(Cleared::Done)
-}
-
-/// The packs of a note that stay, among others; `None` when that cannot be known now.
-async fn used_by_others(
-    store: &Store,
-    id: IndexId,
-    note: &MakingRecord,
-    (with_index, copied): (bool, bool),
-) -> Result<Option<HashSet<PackId>>> {
-    let others: Vec<Noted> = notes(store).await?.into_iter().filter(|other| other.id != id).collect();
-    if others.iter().any(|other| other.makes(note.index, &note.packs)) {
-        // All of them: should that one be cut too, its own note names them.
-        return Ok(Some(note.packs.iter().copied().collect()));
-    }
-    if copied && others.iter().any(|other| other.note.is_none()) {
-        return Ok(None);
-    }
-    if with_index {
-        // Before the list, as in `forget`.
-        store.delete(&keys::index(note.index)).await?;
-    }
-    used_packs(store).await.map(Some)
+    Ok(Cleared::Done { packs })
 }

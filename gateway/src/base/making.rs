@@ -27,8 +27,9 @@ const AGAIN: Duration = Duration::from_secs(10 * 60);
 /// Packs that a note names beforehand at least, and at most: so few notes are put however large the image.
 const PACKS_FIRST: usize = 16;
 const PACKS_MORE_MAX: usize = 4096;
-/// How long a copy waits until what is left of an earlier one is removed, and between its looks.
-const REMOVAL_WAIT: Duration = Duration::from_secs(20);
+/// How long a copy waits until what is left of an earlier one is removed (longer than a gateway that starts does before it begins to), and
+/// between its looks.
+const REMOVAL_WAIT: Duration = Duration::from_secs(45);
 const REMOVAL_LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
@@ -357,7 +358,7 @@ mod tests {
             put_pack(&store, theirs[theirs.len() - 1]).await;
         }
         gone.give_up().await;
-        assert_eq!(sweep(&store, &clock, life(1, 1), false).await, [Cleared::Done]);
+        assert_eq!(sweep(&store, &clock, life(1, 1), false).await, [Cleared::Done { packs: 32 }]);
         assert_eq!(packs(&store).await, theirs.len());
         for pack in theirs {
             store.head(&keys::pack(pack)).await.unwrap();
@@ -376,7 +377,7 @@ mod tests {
         put_pack(&store, pack).await;
         // One at work: the pack is its own now, though the other put it.
         let other = copy(life(2, 1)).await.unwrap();
-        assert_eq!(sweep(&store, &clock, life(1, 1), true).await, [Cleared::Done]);
+        assert_eq!(sweep(&store, &clock, life(1, 1), true).await, [Cleared::Anothers]);
         assert_eq!(packs(&store).await, 1);
         other.check().await.unwrap();
         other.give_up().await;
@@ -385,7 +386,7 @@ mod tests {
         let mark = MakingRecord { removing: true, nonce: clock.nonce(), ..noted.note.unwrap() };
         store.put_new(&keys::making(noted.id, noted.n + 1), envelope::encode(&mark).unwrap()).await.unwrap();
         assert_eq!(copy(life(3, 1)).await.unwrap_err().code(), "image-being-removed");
-        assert_eq!(sweep(&store, &clock, life(2, 1), true).await, [Cleared::Done]);
+        assert_eq!(sweep(&store, &clock, life(2, 1), true).await, [Cleared::Done { packs: 1 }]);
         assert_eq!(packs(&store).await, 0);
         copy(life(3, 1)).await.unwrap().end().await;
         assert!(said(&store).await.is_empty());
@@ -401,7 +402,7 @@ mod tests {
         gone.give_up().await;
         assert_eq!(sweep(&store, &clock, life(1, 1), true).await, [Cleared::NotNow]);
         assert_eq!(packs(&store).await, 1);
-        assert_eq!(sweep(&store, &clock, life(1, 1), false).await, [Cleared::Done]);
+        assert_eq!(sweep(&store, &clock, life(1, 1), false).await, [Cleared::Done { packs: 16 }]);
         assert_eq!((packs(&store).await, said(&store).await.len()), (0, 1));
         store.head(&old).await.unwrap();
     }
@@ -427,7 +428,7 @@ mod tests {
         let made = crate::import::make(&store, input, options, &crate::import::NoProgress, &clock).await;
         let (imported, making) = made.unwrap();
         making.give_up().await;
-        assert_eq!(sweep(&store, &clock, life(1, 1), false).await, [Cleared::Done]);
+        assert_eq!(sweep(&store, &clock, life(1, 1), false).await, [Cleared::Done { packs: 15 }]);
         assert_eq!(packs(&store).await, 1);
         store.head(&keys::index(imported.index)).await.unwrap();
         assert!(said(&store).await.is_empty());

@@ -1,15 +1,19 @@
-//! Brings the data of a template version to another datastore: each pack once, then the index that makes it usable there.
+//! Brings the data of a template version to another datastore: each pack once, then the index that makes it usable there; and removes it where
+//! no base needs it any more.
 //!
 //! Packs and indexes keep their ids, so a copy can be told from another image, can be taken up again after a crash, and is the same
 //! for whoever makes it.
 
+use clonegate_core::format::base::BaseData;
+use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::format::index::Index;
-use clonegate_core::ids::IndexId;
+use clonegate_core::ids::{BaseId, IndexId};
 use clonegate_core::{ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
+use crate::base::forget;
 use crate::base::making::Making;
 use crate::store::keys;
 
@@ -52,12 +56,27 @@ impl Gateway {
         .await;
         self.settle_image(to, making, copied).await
     }
-}
 
-/// Removes an index that no base names any more. Its packs may be shared with other images: `fsck --repair` removes those that are not.
-pub(super) async fn drop_index(datastore: &Datastore, index: IndexId) -> Result<()> {
-    if datastore.check_online().is_err() {
-        return Ok(());
+    /// Removes an image that no template version names any more, where no base does either.
+    pub(super) async fn drop_image(&self, datastore: &Datastore, index: IndexId) -> Result<()> {
+        if datastore.check_online().is_err() {
+            return Ok(());
+        }
+        forget(&datastore.store, index, self.maker()).await.map(drop)
     }
-    datastore.store.delete(&keys::index(index)).await
+
+    /// Removes a base that nothing is linked to; with its data, unless that is what its template version has.
+    pub(super) async fn remove_base(&self, datastore: &Datastore, id: BaseId) -> Result<()> {
+        let Some(index) = datastore.table.remove(id).await? else { return Ok(()) };
+        let keeps = |version: &TemplateVersion| {
+            version.state != VersionState::Deleting
+                && version.datastore == datastore.name
+                && matches!(version.data, BaseData::Packed { index: its } if its == index)
+        };
+        let templates = self.catalog.list::<TemplateEntry>().await?;
+        if templates.iter().flat_map(|template| &template.state.versions).any(keeps) {
+            return Ok(());
+        }
+        forget(&datastore.store, index, self.maker()).await.map(drop)
+    }
 }

@@ -292,7 +292,7 @@ impl Check<'_> {
             if self.repair {
                 self.datastore.table.retire(record.id, "fsck: its template version is gone").await?;
                 if self.datastore.table.slots(record.id).await?.is_empty() {
-                    self.datastore.table.remove(record.id).await?;
+                    self.gateway.remove_base(self.datastore, record.id).await?;
                     repaired = true;
                 }
             }
@@ -414,6 +414,6 @@ impl Check<'_> {
             MakingRecord { index: of, nonce: clock.nonce(), maker: Some(maker), removing: true, packs: packs.to_vec() };
         let store = &self.datastore.store;
         let cleared = making_room(leftover::clear(store, clock, maker, (of, 0), &note, (false, true))).await?;
-        Ok(cleared == Cleared::Done)
+        Ok(matches!(cleared, Cleared::Done { .. }))
     }
 }

@@ -164,10 +164,11 @@ impl Gateway {
         }
         let of = (noted.id, noted.n);
         let cleared = leftover::clear(store, &self.clock, self.maker(), of, note, (there, named)).await?;
-        if cleared == Cleared::Done {
-            tracing::info!(datastore = %datastore.name, index = %note.index, "removed what an image had left that was cut short");
+        if let Cleared::Done { packs } = cleared {
+            let (datastore, index) = (&datastore.name, note.index);
+            tracing::info!(%datastore, %index, packs, "removed what an image had left that was cut short");
         }
-        Ok(cleared == Cleared::Done)
+        Ok(cleared != Cleared::NotNow)
     }
 
     /// Whether a template version or a base of the datastore has this index.

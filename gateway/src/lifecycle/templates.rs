@@ -270,7 +270,7 @@ impl Gateway {
         // Whoever deletes a version marks it and then looks for bases; we make a base and then look for the mark.
         let still: Option<Named<TemplateEntry>> = self.catalog.find(template).await?;
         if still.is_none_or(|t| t.state.version(version.number).is_none_or(|v| v.data != version.data)) {
-            datastore.table.remove(record.id).await?;
+            self.remove_base(datastore, record.id).await?;
             return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
                 .on(template.as_str()));
         }
@@ -479,12 +479,12 @@ impl Gateway {
         }
         for (datastore, base) in &bases {
             self.open.forget_base(*base);
-            datastore.table.remove(*base).await?;
+            self.remove_base(datastore, *base).await?;
         }
         for version in template.versions.iter().filter(|v| numbers.contains(&v.number)) {
             if let BaseData::Packed { index } = version.data {
                 for datastore in self.datastores.all() {
-                    super::copying::drop_index(&datastore, index).await?;
+                    self.drop_image(&datastore, index).await?;
                 }
             }
         }
