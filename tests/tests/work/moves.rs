@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use clonegate::exports::{Detach, Exports};
 use clonegate::lifecycle::Gateway;
-use clonegate::lifecycle::views::{
-    ImportTemplate, JobStateView, JobView, KeptSnapshot, Rebalance, Started, UpdateClones,
-};
+use clonegate::lifecycle::views::{ImportTemplate, JobStateView, JobView, KeptSnapshot, Rebalance, Started};
 use clonegate_core::units::ByteRange;
 use clonegate_tests::gateway::Gateway as Program;
 use clonegate_tests::lab::{Lab, below, check_clean, import, machine, order, read, write};
@@ -116,20 +114,6 @@ async fn what_cannot_move_is_refused_with_the_reason() {
     gateway.hold_clone("c-001", Some("evidence".to_owned())).await.unwrap();
     check("two", "held").await;
     gateway.hold_clone("c-001", None).await.unwrap();
-    gateway.snapshot_clone("c-001", "before").await.unwrap();
-    let request = ImportTemplate { name: "t".to_owned(), publish: Some(true), ..ImportTemplate::default() };
-    import(&gateway, request, image(4 * MIB)).await.unwrap();
-    let update = UpdateClones { template: "t".to_owned(), ..UpdateClones::default() };
-    gateway.update_clones(update, false).await.unwrap();
-    for _ in 0..1200 {
-        if gateway.show_clone("c-001").await.unwrap().version == 2 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    // The snapshot is over the base of before.
-    check("two", "has-snapshots").await;
-    gateway.drop_snapshot("c-001", "before").await.unwrap();
     moved(&gateway, "c-001", "two").await;
     check_clean(&gateway).await;
 }
