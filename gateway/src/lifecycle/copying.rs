@@ -1,28 +1,64 @@
-//! Brings the data of a template version to another datastore: each pack once, then the index that makes it usable there; and removes it where
-//! no base needs it any more.
+//! Makes bases and removes them. Brings the data of a template version to another datastore for that: each pack once, then the index that makes it
+//! usable there.
 //!
 //! Packs and indexes keep their ids, so a copy can be told from another image, can be taken up again after a crash, and is the same
 //! for whoever makes it.
 
-use clonegate_core::format::base::BaseData;
+use std::sync::Arc;
+
+use clonegate_core::format::base::{BaseData, BaseRecord};
 use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::format::index::Index;
-use clonegate_core::ids::{BaseId, IndexId};
-use clonegate_core::{ErrorKind, Result};
+use clonegate_core::ids::{BaseId, IndexId, Name};
+use clonegate_core::{Error, ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use crate::base::forget;
 use crate::base::making::Making;
+use crate::catalog::Named;
 use crate::store::keys;
 
 /// Packs copied at once; each is held in memory.
 const COPIES_AT_ONCE: usize = 3;
 
 impl Gateway {
+    /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.
+    pub(super) async fn make_base(
+        &self,
+        datastore: &Arc<Datastore>,
+        template: &Name,
+        version: &TemplateVersion,
+    ) -> Result<BaseRecord> {
+        if let BaseData::Packed { index } = version.data {
+            let source = self.datastores.get(&version.datastore)?;
+            self.bring(&source, datastore, index).await?;
+        }
+        let record = BaseRecord {
+            id: self.clock.id(),
+            nonce: self.clock.nonce(),
+            size: version.size,
+            template: template.clone(),
+            version: version.number,
+            slots: version.slots,
+            created_ms: self.clock.now_ms(),
+            data: version.data.clone(),
+        };
+        datastore.table.create(record.clone()).await?;
+        // Whoever deletes a version marks it and then looks for bases; we make a base and then look for the mark.
+        let still: Option<Named<TemplateEntry>> = self.catalog.find(template).await?;
+        if still.is_none_or(|t| t.state.version(version.number).is_none_or(|v| v.data != version.data)) {
+            self.remove_base(datastore, record.id).await?;
+            return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
+                .on(template.as_str()));
+        }
+        tracing::info!(base = %record.id, %template, version = version.number, datastore = %datastore.name, "base made");
+        Ok(record)
+    }
+
     /// Makes sure that the index and its packs are on `to`. One HEAD when they are.
-    pub(super) async fn bring(&self, from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
+    async fn bring(&self, from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
         let key = keys::index(index);
         match to.store.head(&key).await {
             Ok(_) => return Ok(()),

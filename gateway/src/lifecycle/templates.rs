@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clonegate_core::format::base::{BaseData, BaseRecord};
+use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::ids::Name;
 use clonegate_core::limits::{CHUNK_BYTES, SLOTS_PER_BASE_MAX};
@@ -243,39 +243,6 @@ impl Gateway {
             tracing::warn!(template = %name, version = number, finding, "found in the image");
         }
         self.template_view(&self.catalog.get(name).await?).await
-    }
-
-    /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.
-    pub(super) async fn make_base(
-        &self,
-        datastore: &Arc<Datastore>,
-        template: &Name,
-        version: &TemplateVersion,
-    ) -> Result<BaseRecord> {
-        if let BaseData::Packed { index } = version.data {
-            let source = self.datastores.get(&version.datastore)?;
-            self.bring(&source, datastore, index).await?;
-        }
-        let record = BaseRecord {
-            id: self.clock.id(),
-            nonce: self.clock.nonce(),
-            size: version.size,
-            template: template.clone(),
-            version: version.number,
-            slots: version.slots,
-            created_ms: self.clock.now_ms(),
-            data: version.data.clone(),
-        };
-        datastore.table.create(record.clone()).await?;
-        // Whoever deletes a version marks it and then looks for bases; we make a base and then look for the mark.
-        let still: Option<Named<TemplateEntry>> = self.catalog.find(template).await?;
-        if still.is_none_or(|t| t.state.version(version.number).is_none_or(|v| v.data != version.data)) {
-            self.remove_base(datastore, record.id).await?;
-            return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
-                .on(template.as_str()));
-        }
-        tracing::info!(base = %record.id, %template, version = version.number, datastore = %datastore.name, "base made");
-        Ok(record)
     }
 
     /// The version that new clones get, or the one that was asked for.

@@ -341,7 +341,7 @@ fn a_move_that_is_killed_at_any_moment_is_finished_or_never_was() {
         "PUT",
         "/v1/clones/c/disk",
         &[("Content-Range", &range)],
-        &bytes[4097..4097 + data.len()].to_vec(),
+        &bytes[4097..4097 + data.len()],
     );
     assert_eq!(put.status, 204);
     bytes.copy_within(4097..4097 + data.len(), 4096);
