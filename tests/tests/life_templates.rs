@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use clonegate::lifecycle::Gateway;
-use clonegate::lifecycle::views::{ImportTemplate, ToTemplate, UpdateClones};
+use clonegate::lifecycle::views::{ImportTemplate, ListQuery, ToTemplate, UpdateClones};
 use clonegate_tests::cases;
 use clonegate_tests::lab::{Lab, SIZE, check_clean, image, import, order, read, version, write};
 use clonegate_tests::machine::run;
@@ -14,10 +14,45 @@ cases! {
     "mke2fs", "mkfs.vfat", "mcopy" => sealing_names_what_all_clones_would_share;
     => old_versions_go_when_newer_ones_are_published_and_none_that_is_needed;
     => a_template_made_of_a_clone_stores_only_what_changed;
+    => a_base_that_is_retired_leaves_its_version_what_it_needs;
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn a_base_that_is_retired_leaves_its_version_what_it_needs() {
+    block_on(async {
+        let lab = Lab::new(&["a", "b"]);
+        let gateway = lab.gateway(1).await;
+        let request =
+            ImportTemplate { name: "t".to_owned(), datastore: Some("a".to_owned()), ..ImportTemplate::default() };
+        import(&gateway, request, image(7)).await.unwrap();
+        gateway.set_maintenance("a", true).await.unwrap();
+        gateway.create_clones(order("c", "t", None), false).await.unwrap();
+        gateway.delete_clone("c", false).await.unwrap();
+        gateway.set_maintenance("a", false).await.unwrap();
+        for _ in 0..1200 {
+            let bases = gateway.list_bases(ListQuery::default()).await.unwrap().items;
+            let free: Vec<_> = bases.iter().filter(|base| base.taken == 0).collect();
+            if free.len() == 2 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let bases = gateway.list_bases(ListQuery::default()).await.unwrap().items;
+        assert_eq!(bases.len(), 2);
+        for base in bases {
+            gateway.retire_base(&base.id, false).await.unwrap();
+        }
+        // The copy is gone, what the version is of is not.
+        let packs = |name: &str| fs::read_dir(lab.path().join(name).join("packs")).map_or(0, Iterator::count);
+        assert_eq!((packs("a"), packs("b")), (1, 0));
+        check_clean(&gateway).await;
+        gateway.create_clones(order("c", "t", None), false).await.unwrap();
+        assert_eq!(read(&gateway, "c", 0).await, [7; 4]);
+        check_clean(&gateway).await;
+    });
 }
 
 fn draft(name: &str) -> ImportTemplate {

@@ -12,6 +12,10 @@ pub const SLOTS_PER_BASE_MAX: u32 = 4096;
 pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
 /// Largest object that is read in one piece, bytes; larger ones are read by ranges.
 pub const OBJECT_BYTES_MAX: u64 = 256 << 20;
+/// Packs that the note of an image being made names (8 TiB of stored frames); what is left of those beyond is found by `fsck` only.
+pub const MAKING_PACKS_MAX: usize = 512 * 1024;
+/// Notes of images being made that are read in one datastore; of those beyond nobody knows whose they are.
+pub const MAKINGS_READ_MAX: usize = 256;
 /// Chunk of a packed base unless import says otherwise, bytes.
 pub const CHUNK_BYTES: u32 = 64 * 1024;
 /// Largest pack, bytes of stored frames.

@@ -7,9 +7,10 @@ mod golden;
 use bytes::BytesMut;
 use clonegate_core::format::base::{BaseData, BaseRecord, RetiredRecord};
 use clonegate_core::format::index::{Encoding, Entry, FrameRef, Index, IndexRecord, PAGE_ENTRIES, Page, PageRef};
+use clonegate_core::format::making::{Maker, MakingRecord};
 use clonegate_core::format::sparse::{Decoder, Encoder, Event};
 use clonegate_core::format::{bootset, envelope};
-use clonegate_core::ids::{BaseId, ChunkHash, IndexId, Nonce, PackId};
+use clonegate_core::ids::{BaseId, ChunkHash, GatewayId, IndexId, Nonce, PackId};
 use clonegate_core::units::ChunkIndex;
 
 use golden::check;
@@ -101,4 +102,23 @@ fn an_upload() {
     assert_eq!(decoder.next(&mut input).unwrap(), Some(Event::Data(512, b"boot".as_slice().into())));
     assert_eq!(decoder.next(&mut input).unwrap(), Some(Event::End(1024)));
     decoder.finish(&input).unwrap();
+}
+
+#[test]
+fn the_note_of_an_image_being_made() {
+    let making = |maker, removing| MakingRecord {
+        index: IndexId::from_bytes([1; 16]),
+        nonce: Nonce([2; 16]),
+        maker,
+        removing,
+        packs: vec![PackId::from_bytes([3; 16]), PackId::from_bytes([4; 16])],
+    };
+    let maker = Maker { gateway: GatewayId::from_bytes([5; 16]), run: Nonce([6; 16]) };
+    for (name, note) in [("making-1", making(Some(maker), false)), ("making-1-removing", making(None, true))] {
+        let golden = check(name, &envelope::encode(&note).unwrap());
+        assert_eq!(MakingRecord::decode(&golden).unwrap(), Some(note));
+    }
+    // What was written before there was a record.
+    assert_eq!(MakingRecord::decode(&[7; 16]).unwrap(), None);
+    assert!(MakingRecord::decode(&[7; 17]).is_err());
 }

@@ -6,10 +6,12 @@ use std::collections::HashSet;
 
 use clonegate_core::format::base::{BaseData, BaseRecord};
 use clonegate_core::format::envelope;
+use clonegate_core::format::making::{Maker, MakingRecord};
 use clonegate_core::ids::{BaseId, IndexId, PackId};
 use clonegate_core::{ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
+use super::leftover::{self, Cleared};
 use super::packed::read_index;
 use crate::store::{Store, keys};
 
@@ -19,35 +21,36 @@ const AT_ONCE: usize = 16;
 /// What forgetting an image did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forgotten {
-    /// Whether the index is gone; it stays while another base names it.
+    /// Whether the index is gone; it stays while another base names it, or the image is being made again.
     pub index: bool,
     /// Packs deleted.
     pub packs: u64,
 }
 
 /// To be called after a base record was deleted: deletes the index that it named unless another base names it, and then those of its packs
-/// that no other index names. May be called again when it was interrupted before the index was gone; packs left after that are for fsck.
+/// that no other index names. A note says so meanwhile; when it is interrupted, the next life of `by` goes on from that.
 ///
 /// # Errors
-/// Those of the store. Nothing is deleted when a base or an index cannot be read: it might name what would be deleted.
-pub async fn forget(store: &Store, id: IndexId) -> Result<Forgotten> {
-    if is_named(store, id).await? {
-        return Ok(Forgotten::default());
+/// Those of the store. No pack is deleted when a base or an index cannot be read: it might name what would be deleted.
+pub async fn forget(store: &Store, id: IndexId, by: Maker) -> Result<Forgotten> {
+    let (clock, key) = (store.clock(), keys::index(id));
+    match store.head(&key).await {
+        Ok(_) if !is_named(store, id).await? => {}
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => return Ok(Forgotten::default()),
     }
     let index = match read_index(store, id).await {
         Ok(index) => index,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Forgotten::default()),
         Err(error) => return Err(error),
     };
-    // First the index, then the list of the others: an import that leans on these packs puts its own index before it looks for this one.
-    store.delete(&keys::index(id)).await?;
-    let used = used_packs(store).await?;
-    let mut packs = 0;
-    for pack in index.record.packs.iter().filter(|pack| !used.contains(pack)) {
-        store.delete(&keys::pack(*pack)).await?;
-        packs += 1;
+    let packs = index.record.packs;
+    let note = MakingRecord { index: id, nonce: clock.nonce(), maker: Some(by), removing: true, packs };
+    // The index goes before the list of the others: an import that leans on these packs puts its own index before it looks for this one.
+    match leftover::clear(store, clock, by, (clock.id(), 0), &note, (true, false)).await? {
+        Cleared::Done { packs } => Ok(Forgotten { index: true, packs }),
+        Cleared::Anothers | Cleared::NotNow => Ok(Forgotten::default()),
     }
-    Ok(Forgotten { index: true, packs })
 }
 
 async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
@@ -72,7 +75,7 @@ async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
 }
 
 /// Every pack that an index of the datastore names.
-async fn used_packs(store: &Store) -> Result<HashSet<PackId>> {
+pub(super) async fn used_packs(store: &Store) -> Result<HashSet<PackId>> {
     let listed = store.list(&keys::indexes()).await?;
     let indexes: Vec<IndexId> = listed.iter().filter_map(|one| one.key.parse().ok()).collect();
     let mut read = futures::stream::iter(indexes)

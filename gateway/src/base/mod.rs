@@ -10,6 +10,7 @@ mod device;
 mod fetch;
 mod forget;
 pub mod frame;
+pub(crate) mod leftover;
 pub(crate) mod making;
 pub(crate) mod packed;
 mod raw;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use clonegate_core::ErrorKind;
 use clonegate_core::format::index::Index;
-use clonegate_core::ids::PackId;
+use clonegate_core::format::making::Maker;
+use clonegate_core::ids::{GatewayId, Nonce, PackId};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -285,20 +286,21 @@ async fn a_damaged_boot_set_costs_time_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_base_holds_is_forgotten_and_what_is_shared_stays() {
     let (store, _) = tampered();
+    let by = Maker { gateway: GatewayId::from_bytes([1; 16]), run: Nonce([1; 16]) };
     let mut image = noise(1, 8 * CHUNK_BYTES as usize);
     let first = imported(&store, &image).await;
     let base = open(&store, &first, &ICache::new(16 << 20)).await.unwrap();
     image[0] ^= 1;
     let second = imported(&store, &image).await;
     let next = open(&store, &second, &ICache::new(16 << 20)).await.unwrap();
-    assert_eq!(forget(&store, first.index).await.unwrap(), Forgotten::default(), "a base names it");
+    assert_eq!(forget(&store, first.index, by).await.unwrap(), Forgotten::default(), "a base names it");
     store.delete(&keys::base(base.id())).await.unwrap();
     // The second image leans on the first one's pack.
-    assert_eq!(forget(&store, first.index).await.unwrap(), Forgotten { index: true, packs: 0 });
+    assert_eq!(forget(&store, first.index, by).await.unwrap(), Forgotten { index: true, packs: 0 });
     assert!(read(&next, ByteRange::new(0, next.size())).await.unwrap() == image);
     store.delete(&keys::base(next.id())).await.unwrap();
-    assert_eq!(forget(&store, second.index).await.unwrap(), Forgotten { index: true, packs: 2 });
-    assert_eq!(forget(&store, second.index).await.unwrap(), Forgotten::default(), "again");
+    assert_eq!(forget(&store, second.index, by).await.unwrap(), Forgotten { index: true, packs: 2 });
+    assert_eq!(forget(&store, second.index, by).await.unwrap(), Forgotten::default(), "again");
     assert!(store.list(&keys::all()).await.unwrap().is_empty());
 }
 

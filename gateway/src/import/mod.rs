@@ -24,6 +24,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use clonegate_core::format::making::Maker;
 use clonegate_core::ids::IndexId;
 use clonegate_core::limits::{CHUNK_BYTES, VOLUME_BYTES_MAX};
 use clonegate_core::units::SECTOR_BYTES;
@@ -31,6 +32,7 @@ use clonegate_core::{Error, Result};
 use futures::stream::BoxStream;
 use tokio::io::AsyncRead;
 
+use crate::base::making::Making;
 use crate::clock::Clock;
 use crate::store::Store;
 
@@ -75,11 +77,13 @@ pub struct ImportOptions {
     pub dedup: bool,
     /// Largest image, bytes; a larger one is refused (`image-too-large`).
     pub size_max: u64,
+    /// Whose next life removes what this one leaves, if it is cut.
+    pub maker: Option<Maker>,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        Self { chunk_bytes: CHUNK_BYTES, level: 1, dedup: true, size_max: VOLUME_BYTES_MAX }
+        Self { chunk_bytes: CHUNK_BYTES, level: 1, dedup: true, size_max: VOLUME_BYTES_MAX, maker: None }
     }
 }
 
@@ -143,7 +147,7 @@ impl Progress for NoProgress {
 /// far as the store lets it.
 ///
 /// # Cancel safety
-/// May be dropped: packs without an index are left, which `fsck --repair` removes.
+/// May be dropped: packs without an index are left, which the maker's next life or `fsck --repair` removes.
 pub async fn run(
     store: &Store,
     input: Input,
@@ -151,6 +155,22 @@ pub async fn run(
     progress: &dyn Progress,
     clock: &Clock,
 ) -> Result<Imported> {
+    let (imported, making) = run::run(store, input, options, progress, clock).await?;
+    making.end().await;
+    Ok(imported)
+}
+
+/// As [`run`], for who names the image: it is being made until that is done.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn make(
+    store: &Store,
+    input: Input,
+    options: ImportOptions,
+    progress: &dyn Progress,
+    clock: &Clock,
+) -> Result<(Imported, Making)> {
     run::run(store, input, options, progress, clock).await
 }
 

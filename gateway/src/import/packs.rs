@@ -8,6 +8,7 @@ use clonegate_core::{Error, Result};
 use futures::StreamExt;
 use tokio::task::{JoinError, JoinSet};
 
+use crate::base::making::PackIds;
 use crate::clock::Clock;
 use crate::store::{PutNew, Store, keys};
 
@@ -21,6 +22,7 @@ const UPLOADS: usize = 4;
 pub(super) struct Packs {
     store: Store,
     clock: Clock,
+    ids: PackIds,
     /// Packs by number; frames refer to these numbers until the index is written.
     table: Vec<PackId>,
     written: Vec<PackId>,
@@ -49,10 +51,11 @@ pub(super) enum Kind {
 }
 
 impl Packs {
-    pub(super) fn new(store: &Store, clock: &Clock) -> Self {
+    pub(super) fn new(store: &Store, clock: &Clock, ids: PackIds) -> Self {
         Self {
             store: store.clone(),
             clock: clock.clone(),
+            ids,
             table: Vec::new(),
             written: Vec::new(),
             uploads: JoinSet::new(),
@@ -77,23 +80,19 @@ impl Packs {
         if self.filling(kind).body.len() + stored.len() > PACK_BYTES {
             self.seal(kind).await?;
         }
-        let fresh: PackId = self.clock.id();
-        let next = u32::try_from(self.table.len()).unwrap_or(u32::MAX);
-        let filling = match kind {
-            Kind::Chunks => &mut self.chunks,
-            Kind::Pages => &mut self.pages,
-        };
-        let pack = match filling.number {
+        let pack = match self.filling(kind).number {
             Some(number) => number,
             None => {
-                self.table.push(fresh);
-                filling.number = Some(next);
+                let next = u32::try_from(self.table.len()).unwrap_or(u32::MAX);
+                self.table.push(self.ids.next(&self.clock).await?);
                 if kind == Kind::Chunks {
-                    filling.body = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(PACK_BYTES));
+                    self.chunks.body = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(PACK_BYTES));
                 }
+                self.filling(kind).number = Some(next);
                 next
             }
         };
+        let filling = self.filling(kind);
         let (Ok(offset), Ok(length)) = (u32::try_from(filling.body.len()), u32::try_from(stored.len())) else {
             return Err(Error::internal("frame-too-large", format!("a frame of {} bytes", stored.len())));
         };
@@ -184,18 +183,17 @@ impl Packs {
         self.written.len()
     }
 
-    /// Deletes what was written, as far as the store lets it.
-    pub(super) async fn undo(mut self) {
+    /// Deletes what was written; tells whether the store let it.
+    pub(super) async fn undo(mut self) -> bool {
         self.uploads.shutdown().await;
+        let store = &self.store;
         futures::stream::iter(self.written)
-            .for_each_concurrent(8, |id| {
-                let store = self.store.clone();
-                async move {
-                    if let Err(error) = store.delete(&keys::pack(id)).await {
-                        tracing::warn!(pack = %id, %error, "left over from an import that failed; fsck --repair removes it");
-                    }
-                }
+            .map(|id| async move {
+                let deleted = store.delete(&keys::pack(id)).await;
+                deleted.inspect_err(|error| tracing::warn!(pack = %id, %error, "left over from an import that failed"))
             })
-            .await;
+            .buffer_unordered(8)
+            .fold(true, |all, deleted| std::future::ready(all && deleted.is_ok()))
+            .await
     }
 }

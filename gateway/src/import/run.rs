@@ -27,7 +27,7 @@ pub(super) async fn run(
     options: ImportOptions,
     progress: &dyn Progress,
     clock: &Clock,
-) -> Result<Imported> {
+) -> Result<(Imported, Making)> {
     if !is_chunk_size(options.chunk_bytes) {
         return Err(Error::invalid("bad-chunk-size", format!("chunks of {} bytes", options.chunk_bytes))
             .hint("use a power of two from 4 KiB to 1 MiB"));
@@ -35,25 +35,25 @@ pub(super) async fn run(
     crate::base::frame::Packer::new(options.level)?;
     let mut source = source::open(input, u64::from(options.chunk_bytes)).await?;
     source.size.map_or(Ok(()), |size| check_fits(size, &options))?;
-    let mut packs = Packs::new(store, clock);
     let id: IndexId = clock.id();
-    let making = Making::begin(store, clock).await?;
+    let making = Making::of_new(store, clock, options.maker, id).await?;
+    let mut packs = Packs::new(store, clock, making.pack_ids());
     let imported = match import(store, &mut source, &options, progress, clock, &mut packs, id).await {
         Ok(imported) => making.check().await.map(|()| imported),
         failed => failed,
     };
-    let done = match imported {
-        Ok(imported) => Ok(imported),
+    match imported {
+        Ok(imported) => Ok((imported, making)),
         Err(error) => {
-            if let Err(left) = store.delete(&keys::index(id)).await {
-                tracing::warn!(index = %id, error = %left, "left over from an import that failed");
+            let left = store.delete(&keys::index(id)).await;
+            if packs.undo().await && left.is_ok() {
+                making.end().await;
+            } else {
+                tracing::warn!(index = %id, "left over from an import that failed; the next start of the gateway removes it");
             }
-            packs.undo().await;
             Err(error)
         }
-    };
-    making.end().await;
-    done
+    }
 }
 
 fn check_fits(size: u64, options: &ImportOptions) -> Result<()> {

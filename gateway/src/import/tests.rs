@@ -212,7 +212,9 @@ async fn an_image_that_is_shared_with_and_deleted_meanwhile_is_noticed() {
     let store = memory();
     let first = import(&store, Input::RawFile(file_of(&sample()).path().to_owned())).await.unwrap();
     open(&store, &first, &ICache::new(1 << 20)).await.unwrap();
-    let (known, mut packs) = (dedup::Known::default(), packs::Packs::new(&store, &Clock::system()));
+    let clock = Clock::system();
+    let making = Making::of_new(&store, &clock, None, clock.id()).await.unwrap();
+    let (known, mut packs) = (dedup::Known::default(), packs::Packs::new(&store, &clock, making.pack_ids()));
     let shared = dedup::Shared::learn(&store, CHUNK_BYTES, &known, |pack| packs.number_of(pack)).await.unwrap();
     let used: Vec<_> = packs.id(0).into_iter().collect();
     shared.check(&store, &used).await.unwrap();

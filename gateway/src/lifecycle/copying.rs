@@ -1,61 +1,118 @@
-//! Brings the data of a template version to another datastore: each pack once, then the index that makes it usable there.
+//! Makes bases and removes them. Brings the data of a template version to another datastore for that: each pack once, then the index that makes it
+//! usable there.
 //!
 //! Packs and indexes keep their ids, so a copy can be told from another image, can be taken up again after a crash, and is the same
 //! for whoever makes it.
 
+use std::sync::Arc;
+
+use clonegate_core::format::base::{BaseData, BaseRecord};
+use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::format::index::Index;
-use clonegate_core::ids::IndexId;
-use clonegate_core::{ErrorKind, Result};
+use clonegate_core::ids::{BaseId, IndexId, Name};
+use clonegate_core::{Error, ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
 use super::datastores::Datastore;
+use super::gateway::Gateway;
+use crate::base::forget;
 use crate::base::making::Making;
+use crate::catalog::Named;
 use crate::store::keys;
 
 /// Packs copied at once; each is held in memory.
 const COPIES_AT_ONCE: usize = 3;
 
-/// Makes sure that the index and its packs are on `to`. One HEAD when they are.
-pub(super) async fn bring(from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
-    let key = keys::index(index);
-    match to.store.head(&key).await {
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let body = from.store.get(&key).await?;
-    let packs = Index::decode(&body).map_err(|e| e.on(key.to_string()))?.record.packs;
-    tracing::info!(%index, packs = packs.len(), from = %from.name, to = %to.name, "copying an image");
-    let making = Making::begin(&to.store, to.store.clock()).await?;
-    let copied = async {
-        futures::stream::iter(packs)
-            .map(|pack| async move {
-                let key = keys::pack(pack);
-                if to.store.head(&key).await.is_ok() {
-                    return Ok(());
-                }
-                to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
-            })
-            .buffer_unordered(COPIES_AT_ONCE)
-            .try_collect::<Vec<()>>()
-            .await?;
-        // Last, so that an index is never there without its packs.
-        to.store.put_new(&key, body).await?;
-        if let Err(error) = making.check().await {
-            to.store.delete(&key).await?;
-            return Err(error);
+impl Gateway {
+    /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.
+    pub(super) async fn make_base(
+        &self,
+        datastore: &Arc<Datastore>,
+        template: &Name,
+        version: &TemplateVersion,
+    ) -> Result<BaseRecord> {
+        if let BaseData::Packed { index } = version.data {
+            let source = self.datastores.get(&version.datastore)?;
+            self.bring(&source, datastore, index).await?;
         }
-        Ok(())
+        let record = BaseRecord {
+            id: self.clock.id(),
+            nonce: self.clock.nonce(),
+            size: version.size,
+            template: template.clone(),
+            version: version.number,
+            slots: version.slots,
+            created_ms: self.clock.now_ms(),
+            data: version.data.clone(),
+        };
+        datastore.table.create(record.clone()).await?;
+        // Whoever deletes a version marks it and then looks for bases; we make a base and then look for the mark.
+        let still: Option<Named<TemplateEntry>> = self.catalog.find(template).await?;
+        if still.is_none_or(|t| t.state.version(version.number).is_none_or(|v| v.data != version.data)) {
+            self.remove_base(datastore, record.id).await?;
+            return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
+                .on(template.as_str()));
+        }
+        tracing::info!(base = %record.id, %template, version = version.number, datastore = %datastore.name, "base made");
+        Ok(record)
     }
-    .await;
-    making.end().await;
-    copied
-}
 
-/// Removes an index that no base names any more. Its packs may be shared with other images: `fsck --repair` removes those that are not.
-pub(super) async fn drop_index(datastore: &Datastore, index: IndexId) -> Result<()> {
-    if datastore.check_online().is_err() {
-        return Ok(());
+    /// Makes sure that the index and its packs are on `to`. One HEAD when they are.
+    async fn bring(&self, from: &Datastore, to: &Datastore, index: IndexId) -> Result<()> {
+        let key = keys::index(index);
+        match to.store.head(&key).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let body = from.store.get(&key).await?;
+        let packs = Index::decode(&body).map_err(|e| e.on(key.to_string()))?.record.packs;
+        tracing::info!(%index, packs = packs.len(), from = %from.name, to = %to.name, "copying an image");
+        let making = Making::of_copy(&to.store, to.store.clock(), Some(self.maker()), index, packs.clone()).await?;
+        let copied = async {
+            futures::stream::iter(packs)
+                .map(|pack| async move {
+                    let key = keys::pack(pack);
+                    if to.store.head(&key).await.is_ok() {
+                        return Ok(());
+                    }
+                    to.store.put_new(&key, from.store.get(&key).await?).await.map(drop)
+                })
+                .buffer_unordered(COPIES_AT_ONCE)
+                .try_collect::<Vec<()>>()
+                .await?;
+            // Last, so that an index is never there without its packs.
+            to.store.put_new(&key, body).await?;
+            if let Err(error) = making.check().await {
+                to.store.delete(&key).await?;
+                return Err(error);
+            }
+            Ok(())
+        }
+        .await;
+        self.settle_image(to, making, copied).await
     }
-    datastore.store.delete(&keys::index(index)).await
+
+    /// Removes an image that no template version names any more, where no base does either.
+    pub(super) async fn drop_image(&self, datastore: &Datastore, index: IndexId) -> Result<()> {
+        if datastore.check_online().is_err() {
+            return Ok(());
+        }
+        forget(&datastore.store, index, self.maker()).await.map(drop)
+    }
+
+    /// Removes a base that nothing is linked to; with its data, unless that is what its template version has.
+    pub(super) async fn remove_base(&self, datastore: &Datastore, id: BaseId) -> Result<()> {
+        let Some(index) = datastore.table.remove(id).await? else { return Ok(()) };
+        let keeps = |version: &TemplateVersion| {
+            version.state != VersionState::Deleting
+                && version.datastore == datastore.name
+                && matches!(version.data, BaseData::Packed { index: its } if its == index)
+        };
+        let templates = self.catalog.list::<TemplateEntry>().await?;
+        if templates.iter().flat_map(|template| &template.state.versions).any(keeps) {
+            return Ok(());
+        }
+        forget(&datastore.store, index, self.maker()).await.map(drop)
+    }
 }

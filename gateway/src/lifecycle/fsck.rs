@@ -10,15 +10,18 @@ use clonegate_core::format::catalog::{CloneEntry, DiskEntry, TemplateEntry};
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::format::envelope;
 use clonegate_core::format::index::Index;
+use clonegate_core::format::making::MakingRecord;
 use clonegate_core::ids::{BaseId, CloneId, IndexId, Name, PackId};
+use clonegate_core::limits::MAKING_PACKS_MAX;
 use clonegate_core::{ErrorKind, Result};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use super::verify::{NoWatch, Verifier};
 use super::views::{Finding, FsckReport};
+use crate::base::leftover::{self, Cleared};
 use crate::catalog::Named;
-use crate::store::{PutNew, keys};
+use crate::store::{PutNew, keys, making_room};
 
 /// What is younger may be under way, milliseconds.
 const GRACE_MS: u64 = 3_600_000;
@@ -289,7 +292,7 @@ impl Check<'_> {
             if self.repair {
                 self.datastore.table.retire(record.id, "fsck: its template version is gone").await?;
                 if self.datastore.table.slots(record.id).await?.is_empty() {
-                    self.datastore.table.remove(record.id).await?;
+                    self.gateway.remove_base(self.datastore, record.id).await?;
                     repaired = true;
                 }
             }
@@ -377,6 +380,7 @@ impl Check<'_> {
     /// Every pack is named by an index.
     async fn packs(&mut self, needed: Option<HashSet<PackId>>, being_made: bool) -> Result<()> {
         let Some(needed) = needed else { return Ok(()) };
+        let mut left = Vec::new();
         for listed in self.datastore.store.list(&keys::packs()).await? {
             let Ok(id) = listed.key.parse::<PackId>() else { continue };
             self.report.objects += 1;
@@ -388,11 +392,28 @@ impl Check<'_> {
             if needed.contains(&id) || self.is_young(self.datastore.store.head(&key).await?.modified_ms) {
                 continue;
             }
-            if self.repair {
-                self.datastore.store.delete(&key).await?;
-            }
-            self.found(&key, format!("{} bytes that no index names", listed.size), self.repair);
+            left.push((id, listed.size));
+        }
+        // An image whose making began since may count on them, or they are of it.
+        let ids: Vec<PackId> = left.iter().map(|(id, _)| *id).collect();
+        let mut removed = self.repair;
+        for some in ids.chunks(MAKING_PACKS_MAX) {
+            removed = removed && self.remove_packs(some).await?;
+        }
+        for (id, size) in left {
+            self.found(keys::pack(id), format!("{size} bytes that no index names"), removed);
         }
         Ok(())
+    }
+
+    /// Tells whether they are gone, but for those that an image needs by now.
+    async fn remove_packs(&self, packs: &[PackId]) -> Result<bool> {
+        let (clock, maker) = (&self.gateway.clock, self.gateway.maker());
+        let of: IndexId = clock.id();
+        let note =
+            MakingRecord { index: of, nonce: clock.nonce(), maker: Some(maker), removing: true, packs: packs.to_vec() };
+        let store = &self.datastore.store;
+        let cleared = making_room(leftover::clear(store, clock, maker, (of, 0), &note, (false, true))).await?;
+        Ok(matches!(cleared, Cleared::Done { .. }))
     }
 }

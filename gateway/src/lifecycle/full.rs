@@ -164,7 +164,8 @@ impl Gateway {
         let from: Arc<dyn Device> = Arc::new(BaseDevice::new(base, format!("{}:{}", spec.template, spec.version)));
         let to = self.open_copy(&datastore, &record).await?;
         let place = &datastore.name;
-        let copying = Copying { gateway: self, datastore: place, from, to, under: Under::Nothing, run, quiet: false };
+        let (datastore, under) = (place, Under::Nothing);
+        let copying = Copying { gateway: self, datastore, from, to, under, run, quiet: false, state: (0, 1) };
         let copied = async {
             run.note(format!("copying {}:{} to {place}", spec.template, spec.version));
             let cursor: Cursor = run.cursor()?.unwrap_or_default();

@@ -18,6 +18,7 @@ use super::context;
 use super::datastores::{self, Datastore, DatastoreSettings, Datastores};
 use super::events::Events;
 use super::jobs::{self, Jobs};
+use super::leftovers::Leftovers;
 use super::machines::Machines;
 use super::open::OpenDevices;
 use super::orders::Orders;
@@ -101,6 +102,8 @@ pub struct Gateway {
     pub(super) unattended: Mutex<HashMap<Name, (Nonce, Instant)>>,
     /// Pools that are being made larger or smaller.
     pub(super) growing: Turns,
+    /// Images that came to nothing.
+    pub(super) leftovers: Leftovers,
     /// What waits for room in a store.
     pub(super) waiting: Arc<Waits>,
     /// What was said to be about to be full.
@@ -160,6 +163,7 @@ impl Gateway {
             orders: Orders::default(),
             unattended: Mutex::default(),
             growing: Turns::default(),
+            leftovers: Leftovers::new(&clock),
             waiting: Arc::default(),
             alerted: Mutex::default(),
             identity_keys: OnceLock::new(),
@@ -175,6 +179,7 @@ impl Gateway {
         gateway.keep_house();
         gateway.resume_jobs().await;
         gateway.handle.spawn(Arc::clone(&gateway).finish_deletions());
+        gateway.tend_leftovers();
         Ok(gateway)
     }
 

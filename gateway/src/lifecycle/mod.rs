@@ -19,6 +19,7 @@ mod gateway;
 mod identity;
 mod jobs;
 mod labels;
+mod leftovers;
 mod machines;
 mod moving;
 mod names;

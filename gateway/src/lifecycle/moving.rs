@@ -1,7 +1,7 @@
 //! Moves a clone to another datastore, which has its base or gets it: `clone move`, `datastore rebalance`.
 //!
-//! The steps, each of which can be done again: a slot on a base of the same version there; a copy of what the clone wrote, compared; the log here
-//! is closed and fenced by a tombstone and an epoch that nobody opens; the clone's name says the other datastore (this decides); what
+//! The steps, each of which can be done again: a slot on a base of the same version there; a copy of what the clone wrote, compared, of each
+//! snapshot first, oldest first, which is kept there under its name; the log here is closed and fenced by a tombstone and an epoch that nobody opens; the clone's name says the other datastore (this decides); what
 //! is left here goes, the tombstone last. Before the name says so, a failure removes the copy and the tombstone; after it, the job only cleans up.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::gateway::Gateway;
 use super::jobs::{JobOrder, JobRun};
 use super::open::Of;
 use super::placement::Order;
-use super::promote::check_snapshots;
+use super::promote::bytes_of;
 use super::removal;
 use super::replica::{AsyncSave, Copying, Under};
 use super::views::{Started, Touched};
@@ -31,9 +31,10 @@ use super::would::refused;
 use crate::catalog::Named;
 use crate::delta::claim::fence;
 use crate::delta::load::{End, load};
-use crate::device::{Device, Version};
+use crate::device::{Device, Source, Version};
 use crate::exports::CloneRef;
 use crate::store::{PutNew, keys};
+use crate::volume::Volume;
 
 /// What is moved where.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,6 +55,9 @@ pub(super) struct Cursor {
     /// The version that was copied, and up to where.
     version: Option<(u64, u64)>,
     copied: u64,
+    /// Its snapshots, oldest first, and when they were made.
+    #[serde(default)]
+    snapshots: Vec<(Name, u64)>,
     /// From here on it is fenced: the last epoch that had an owner.
     fenced: Option<u64>,
 }
@@ -109,7 +113,13 @@ impl Gateway {
                 (_, false) => format!("datastore {to} gets its base: packs that are not there are copied once"),
             };
             let refusal = self.check_discard(&clone).err();
-            let notes = refusal.iter().map(refused).chain([base, "the last reset can no longer be undone".to_owned()]);
+            let (_open, volume) = self.volume(&clone).await?;
+            let snapshots = match volume.status().snapshots.len() {
+                0 => None,
+                n => Some(format!("{n} snapshots come along; what they share is stored once")),
+            };
+            let undo = "the last reset can no longer be undone".to_owned();
+            let notes = refusal.iter().map(refused).chain([base]).chain(snapshots).chain([undo]);
             return Ok(Started::Would(Touched {
                 dry_run,
                 names: vec![clone.name.to_string()],
@@ -146,17 +156,13 @@ impl Gateway {
             .on(to.as_str()));
         }
         let (_open, volume) = self.volume(clone).await?;
-        check_snapshots(clone, &volume)?;
-        if let Some(snapshot) = volume.status().snapshots.first() {
-            return Err(Error::conflict("has-snapshots", format!("it has the snapshot {}", snapshot.name))
-                .on(clone.name.as_str())
-                .hint(format!(
-                    "snapshots do not move: clonegate clone snapshot {} {} --drop",
-                    clone.name, snapshot.name
-                )));
+        let (mut bytes, mut largest) = (volume.status().delta_bytes, volume.status().delta_bytes);
+        for (snapshot, _) in snapshots_of(clone, &volume)? {
+            let written = bytes_of(&*volume.open_snapshot(&snapshot).await?, Source::Delta).await?;
+            (bytes, largest) = (bytes + written, largest.max(written));
         }
-        let bytes = volume.status().delta_bytes;
-        check_room(&datastore, bytes, clone.name.as_str())?;
+        // Most of it they share.
+        check_room(&datastore, largest, clone.name.as_str())?;
         Ok(bytes)
     }
 
@@ -226,30 +232,50 @@ impl Gateway {
         if cursor.fenced.is_none() {
             self.check_discard(clone)?;
             let (open, volume) = self.volume(clone).await?;
-            check_snapshots(clone, &volume)?;
             self.check_not_elsewhere(clone, &volume).await?;
             // Everything that any gateway was ever acknowledged is in what is read from here on, or this fails.
             volume.claim().await?;
+            let snapshots = snapshots_of(clone, &volume)?;
             let version = volume.version().0;
-            if cursor.version != Some((version.life, version.change)) {
+            if cursor.version != Some((version.life, version.change)) || cursor.snapshots != snapshots {
                 (cursor.version, cursor.copied) = (Some((version.life, version.change)), 0);
+                cursor.snapshots = snapshots;
                 self.empty(&to, &record).await?;
             }
             let epoch = volume.status().epoch.map_or(0, |epoch| epoch.0);
             self.begin_epochs(&to, &record, epoch).await?;
             run.note(format!("copying to datastore {}", to.name));
             let copy = self.open_copy(&to, &record).await?;
-            let from_device: Arc<dyn Device> = Arc::clone(&open.device);
             let under = if record.base.is_some() { Under::SameBase } else { Under::Nothing };
-            let (datastore, quiet) = (&to.name, hand.quiet);
-            let copying = Copying { gateway: self, datastore, from: from_device, to: copy, under, run, quiet };
-            let copied = async {
-                let at = cursor.copied;
-                copying.copy(at, &mut Saver { hand, cursor }).await?;
-                copying.verify().await
+            let (datastore, quiet, states) = (&to.name, hand.quiet, cursor.snapshots.len());
+            let copying = |from: Arc<dyn Device>, number: usize| {
+                let (to, state) = (Arc::clone(&copy), (number as u64, states as u64 + 1));
+                Copying { gateway: self, datastore, from, to, under, run, quiet, state }
             };
-            copying.end(copied.await).await?;
-            drop(copying);
+            let copied = async {
+                // Those that an earlier try has made are there.
+                for number in copy.status().snapshots.len()..=states {
+                    let kept = cursor.snapshots.get(number).cloned();
+                    let from: Arc<dyn Device> = match &kept {
+                        Some((name, _)) => volume.open_snapshot(name).await?,
+                        None => Arc::<_>::clone(&open.device),
+                    };
+                    let copying = copying(from, number);
+                    if number == 0 {
+                        copying.copy(cursor.copied, &mut Saver { hand, cursor }).await?;
+                    } else {
+                        copying.change().await?;
+                    }
+                    copying.verify().await?;
+                    if let Some((name, made_ms)) = kept {
+                        self.for_room_of(run, datastore, &copy, copy.snapshot_as_of(name, made_ms)).await?;
+                    }
+                }
+                Ok(())
+            };
+            let copied = copied.await;
+            copying(Arc::<_>::clone(&open.device), states).end(copied).await?;
+            drop(copy);
             self.check_discard(clone)?;
             // From here on no machine comes to the old place; whoever came before this is seen by what changed.
             let (barred, _volume) = self.quiet(clone).await?;
@@ -260,7 +286,7 @@ impl Gateway {
             drop((open, volume, _volume));
             self.open.close_of(Of::Clone(spec.volume), &self.clock).await;
             drop(barred);
-            check_closed(&from, clone, epoch).await?;
+            check_closed(&from, clone, epoch, &cursor.snapshots).await?;
             cursor.fenced = Some(epoch);
             // From here on the job goes forward or takes everything back; it is not left in between.
             hand.save(cursor).await?;
@@ -276,6 +302,7 @@ impl Gateway {
             Ok(())
         };
         self.catalog.change(&clone.name, switch).await?;
+        self.open.forget_snapshots(spec.volume);
         let reason = format!("from datastore {} to {}", spec.from, spec.to);
         let act = Act { action: "clone move", object: clone.name.as_str(), reason: &reason, policy: "" };
         self.note(act, &Ok(())).await;
@@ -430,13 +457,33 @@ pub(super) fn check_takes_clones(datastore: &Datastore) -> Result<()> {
         .hint(format!("clonegate datastore maintenance {name} off")))
 }
 
-/// The last owner has put everything into the log and said so.
-async fn check_closed(from: &Datastore, clone: &Named<CloneEntry>, epoch: u64) -> Result<()> {
+/// The last owner has put everything into the log and said so, and the snapshots are those that were copied.
+async fn check_closed(
+    from: &Datastore,
+    clone: &Named<CloneEntry>,
+    epoch: u64,
+    snapshots: &[(Name, u64)],
+) -> Result<()> {
     let loaded = load(&from.store, &clone.state.record).await?;
+    let kept = loaded.state.kept.iter().filter_map(|kept| Some((kept.kept.name.clone()?, kept.kept.time_ms)));
     match loaded.end {
-        Some((at, End::Closed)) if at.epoch.0 == epoch => Ok(()),
+        Some((at, End::Closed)) if at.epoch.0 == epoch && kept.eq(snapshots.iter().cloned()) => Ok(()),
         _ => Err(changed(clone)),
     }
+}
+
+/// The snapshots of a clone, oldest first, and when they were made. Refuses when some are over another base: there is none of it where it goes.
+fn snapshots_of(clone: &Named<CloneEntry>, volume: &Volume) -> Result<Vec<(Name, u64)>> {
+    let status = volume.status();
+    let others = status.snapshots.iter().filter(|snapshot| snapshot.base != status.base);
+    let others: Vec<&str> = others.map(|snapshot| snapshot.name.as_str()).collect();
+    if let Some(first) = others.first() {
+        let what = format!("it is over another base by now than its snapshots {}", others.join(", "));
+        return Err(Error::conflict("has-snapshots", what)
+            .on(clone.name.as_str())
+            .hint(format!("those cannot come along: clonegate clone snapshot {} {first} --drop", clone.name)));
+    }
+    Ok(status.snapshots.into_iter().map(|snapshot| (snapshot.name, snapshot.time_ms)).collect())
 }
 
 fn changed(clone: &Named<CloneEntry>) -> Error {

@@ -325,6 +325,15 @@ impl OpenDevices {
         }
     }
 
+    /// Forgets the snapshots of a clone, which lie somewhere else now.
+    pub(super) fn forget_snapshots(&self, id: CloneId) {
+        self.names.rcu(|names| {
+            let mut names = Names::clone(names);
+            names.retain(|_, open| !matches!(open.of, Of::Snapshot(of, _) if of == id));
+            names
+        });
+    }
+
     /// Forgets a base that is gone.
     pub(super) fn forget_base(&self, id: BaseId) {
         drop(self.remove(Of::Base(id)));

@@ -66,7 +66,7 @@ impl Gateway {
         }
         let (_open, volume) = self.volume(&clone).await?;
         check_snapshots(&clone, &volume)?;
-        let bytes = from_base(&*volume).await?;
+        let bytes = bytes_of(&*volume, Source::Base).await?;
         let datastore = self.datastores.get(&clone.state.datastore)?;
         check_room(&datastore, bytes, clone.name.as_str())?;
         if dry_run {
@@ -196,7 +196,7 @@ pub(super) fn work(gateway: Arc<Gateway>, run: Arc<JobRun>) -> BoxFuture<'static
 }
 
 /// A snapshot over a base would need it for ever.
-pub(super) fn check_snapshots(clone: &Named<CloneEntry>, volume: &Volume) -> Result<()> {
+fn check_snapshots(clone: &Named<CloneEntry>, volume: &Volume) -> Result<()> {
     let over: Vec<String> =
         volume.status().snapshots.iter().filter(|s| s.base.is_some()).map(|s| s.name.to_string()).collect();
     if over.is_empty() {
@@ -207,14 +207,14 @@ pub(super) fn check_snapshots(clone: &Named<CloneEntry>, volume: &Volume) -> Res
         .hint(format!("clonegate clone snapshot {} {} --drop", clone.name, over[0])))
 }
 
-/// Bytes that a device has of its base.
-async fn from_base(device: &dyn Device) -> Result<u64> {
+/// Bytes that a device has from there.
+pub(super) async fn bytes_of(device: &dyn Device, source: Source) -> Result<u64> {
     let size = device.info().size;
     let (mut at, mut bytes) = (0, 0);
     while at < size {
         let step = ByteRange::new(at, size.min(at + (256 << 20)));
         let extents = device.extents(step).await?;
-        bytes += extents.iter().filter(|e| e.source == Source::Base).map(|e| e.range.len()).sum::<u64>();
+        bytes += extents.iter().filter(|e| e.source == source).map(|e| e.range.len()).sum::<u64>();
         at = step.end();
     }
     Ok(bytes)

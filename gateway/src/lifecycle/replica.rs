@@ -46,6 +46,8 @@ pub(super) struct Copying<'a> {
     pub(super) run: &'a JobRun,
     /// The job counts something else than bytes.
     pub(super) quiet: bool,
+    /// Which state of the original this is, counted from 0, and of how many.
+    pub(super) state: (u64, u64),
 }
 
 impl Gateway {
@@ -76,7 +78,8 @@ impl Copying<'_> {
 
     fn progress(&self, done: u64) {
         if !self.quiet {
-            self.run.progress(done, Some(self.size() * 2));
+            let (number, states) = self.state;
+            self.run.progress(number * self.size() * 2 + done, Some(states * self.size() * 2));
         }
     }
 
@@ -120,7 +123,7 @@ impl Copying<'_> {
                 while at < extent.range.end() {
                     let range = ByteRange::new(at, extent.range.end().min(at + READ_WINDOW_BYTES));
                     let bytes: Bytes = self.from.read(range).await?.concat().into();
-                    self.write(range.start(), &bytes).await?;
+                    self.write(range.start(), &bytes, self.under == Under::SameBase).await?;
                     at = range.end();
                 }
                 Ok(())
@@ -128,8 +131,54 @@ impl Copying<'_> {
         }
     }
 
+    /// Makes the copy, which reads as an earlier state of the original, read as this one. What is the same is not written again, so snapshots share
+    /// it. Can be cut and done again at any point.
+    pub(super) async fn change(&self) -> Result<()> {
+        let size = self.size();
+        let mut at = 0;
+        while at < size {
+            let step = ByteRange::new(at, size.min(at + STEP_BYTES));
+            let changed = async {
+                let mut at = step.start();
+                while at < step.end() {
+                    self.run.check()?;
+                    let window = ByteRange::new(at, step.end().min(at + READ_WINDOW_BYTES));
+                    self.change_window(window).await?;
+                    at = window.end();
+                    self.progress(at);
+                }
+                waiting::flush(self.run, &self.to).await
+            };
+            self.gateway.for_room_of(self.run, self.datastore, &self.to, changed).await?;
+            at = step.end();
+        }
+        Ok(())
+    }
+
+    async fn change_window(&self, window: ByteRange) -> Result<()> {
+        let (ours, theirs) = (self.from.extents(window).await?, self.to.extents(window).await?);
+        if self.same_by_place(&ours, &theirs) {
+            return Ok(());
+        }
+        let ours: Bytes = self.from.read(window).await?.concat().into();
+        let theirs: Bytes = self.to.read(window).await?.concat().into();
+        let blocks = ours.len().div_ceil(BLOCK);
+        let part = |n: usize| n * BLOCK..((n + 1) * BLOCK).min(ours.len());
+        let same = |n: usize| ours[part(n)] == theirs[part(n)];
+        let mut from = 0;
+        while from < blocks {
+            let to = (from + 1..blocks).find(|n| same(*n) != same(from)).unwrap_or(blocks);
+            if !same(from) {
+                let run = from * BLOCK..part(to - 1).end;
+                self.write(window.start() + run.start as u64, &ours.slice(run), true).await?;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
     /// Writes what is not zero; zeroes only where they hide something.
-    async fn write(&self, offset: u64, bytes: &Bytes) -> Result<()> {
+    async fn write(&self, offset: u64, bytes: &Bytes, hides: bool) -> Result<()> {
         let blocks = bytes.len().div_ceil(BLOCK);
         let part = |n: usize| n * BLOCK..((n + 1) * BLOCK).min(bytes.len());
         let is_zero = |n: usize| bytes[part(n)].iter().all(|byte| *byte == 0);
@@ -140,9 +189,9 @@ impl Copying<'_> {
             let run = from * BLOCK..part(to - 1).end;
             let start = offset + run.start as u64;
             let range = ByteRange::new(start, offset + run.end as u64);
-            match (zero, self.under) {
-                (true, Under::Nothing) => {}
-                (true, Under::SameBase) => self.to.write_zeroes(range, false, false).await?,
+            match (zero, hides) {
+                (true, false) => {}
+                (true, true) => self.to.write_zeroes(range, false, false).await?,
                 (false, _) => self.to.write(start, bytes.slice(run), WriteOptions::default()).await?,
             }
             from = to;

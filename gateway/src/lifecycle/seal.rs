@@ -19,7 +19,7 @@ use crate::base::{Base, BaseDevice};
 use crate::catalog::Named;
 use crate::device::Device;
 use crate::files::{self, Found, Place};
-use crate::import::{self, ImportOptions, Input, NoProgress};
+use crate::import::{self, ImportOptions, Imported, Input, NoProgress};
 
 /// Most bytes read of a file that is looked at.
 const LOOK_BYTES: u64 = 4096;
@@ -204,20 +204,40 @@ impl Gateway {
             Ok::<(), Error>(())
         });
         let input = Input::RawStream { reader: Box::new(reader), size: Some(size) };
-        let imported = import::run(&datastore.store, input, ImportOptions::default(), &NoProgress, &self.clock).await;
-        copying.await.map_err(|e| Error::internal("copy-died", e.to_string()))??;
-        let imported = imported?;
-        if volume.version().0 != before {
-            return Err(Error::conflict("changed-meanwhile", "it was written while it was read")
-                .on(clone.name.as_str())
-                .hint("shut the machine down first"));
-        }
+        let options = ImportOptions { maker: Some(self.maker()), ..ImportOptions::default() };
+        let imported = import::make(&datastore.store, input, options, &NoProgress, &self.clock).await;
+        let copied = copying.await.map_err(|e| Error::internal("copy-died", e.to_string()));
+        let (imported, making) = match (imported, copied.and_then(|copied| copied)) {
+            (Ok(made), Ok(())) => made,
+            (Ok((_, making)), Err(error)) => return self.settle_image(&datastore, making, Err(error)).await,
+            (Err(error), copied) => return Err(copied.err().unwrap_or(error)),
+        };
+        let named = async {
+            if volume.version().0 != before {
+                return Err(Error::conflict("changed-meanwhile", "it was written while it was read")
+                    .on(clone.name.as_str())
+                    .hint("shut the machine down first"));
+            }
+            self.name_image_of_clone(&clone, name, &request, imported, findings).await
+        };
+        self.settle_image(&datastore, making, named.await).await
+    }
+
+    /// Makes what was imported of a clone the next version of a template.
+    async fn name_image_of_clone(
+        &self,
+        clone: &Named<CloneEntry>,
+        name: Name,
+        request: &ToTemplate,
+        imported: Imported,
+        findings: Vec<String>,
+    ) -> Result<TemplateView> {
         let parent: Option<Named<TemplateEntry>> = self.catalog.find(&name).await?;
         let slots = parent.as_ref().and_then(|t| t.state.versions.last().map(|v| v.slots));
         let version = NewVersion {
             size: imported.size,
             data: BaseData::Packed { index: imported.index },
-            datastore: datastore.name.clone(),
+            datastore: clone.state.datastore.clone(),
             origin: format!("clone {}", clone.name),
             stored_bytes: imported.stats.stored_bytes,
             used_bytes: (imported.stats.chunks * u64::from(CHUNK_BYTES)).min(imported.size),

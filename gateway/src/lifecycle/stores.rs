@@ -177,7 +177,7 @@ impl Gateway {
             // Looked at again: the mark is there, so no clone comes any more.
             if datastore.table.slots(id).await?.is_empty() {
                 self.open.forget_base(id);
-                datastore.table.remove(id).await?;
+                self.remove_base(&datastore, id).await?;
             }
         }
         Ok(Touched { dry_run, names: vec![id.to_string()], notes: vec![note], ..Touched::default() })

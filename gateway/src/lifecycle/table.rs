@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clonegate_core::format::base::{BaseData, BaseRecord, RetiredRecord};
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::format::envelope;
-use clonegate_core::ids::{BaseId, Name};
+use clonegate_core::ids::{BaseId, IndexId, Name};
 use clonegate_core::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -168,8 +168,8 @@ impl Table {
         Ok(())
     }
 
-    /// Removes the record of a base that nothing is linked to, and its data when no other base holds the same image.
-    pub(super) async fn remove(&self, id: BaseId) -> Result<()> {
+    /// Removes the record of a base that nothing is linked to; gives the index that it named.
+    pub(super) async fn remove(&self, id: BaseId) -> Result<Option<IndexId>> {
         let record = self.fetch(id).await?;
         self.state.lock().bases.remove(&id);
         for listed in self.store.list(&keys::boot_sets(id)).await? {
@@ -177,10 +177,10 @@ impl Table {
         }
         self.store.delete(&keys::base(id)).await?;
         self.store.delete(&keys::retired(id)).await?;
-        if let Some(BaseData::Packed { index }) = record.map(|record| record.data) {
-            crate::base::forget(&self.store, index).await?;
-        }
-        Ok(())
+        Ok(record.and_then(|record| match record.data {
+            BaseData::Packed { index } => Some(index),
+            BaseData::Raw { .. } => None,
+        }))
     }
 
     /// Lets a base take no more clones.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clonegate_core::format::base::{BaseData, BaseRecord};
+use clonegate_core::format::base::BaseData;
 use clonegate_core::format::catalog::{TemplateEntry, TemplateVersion, VersionState};
 use clonegate_core::ids::Name;
 use clonegate_core::limits::{CHUNK_BYTES, SLOTS_PER_BASE_MAX};
@@ -17,7 +17,7 @@ use super::gateway::Gateway;
 use super::views::{ImportTemplate, ListQuery, Page, ReferenceTemplate, TemplateView, Touched, VersionView, page};
 use crate::base::{self, RawSources};
 use crate::catalog::Named;
-use crate::import::{self, ImportOptions, Input, Progress};
+use crate::import::{self, ImportOptions, Imported, Input, Progress};
 use crate::store::{Key, making_room, split_object_url};
 
 /// Most versions that a template keeps.
@@ -67,15 +67,29 @@ impl Gateway {
         progress: Arc<dyn Progress>,
     ) -> Result<TemplateView> {
         let name = Name::new(request.name.as_str())?;
-        let slots = self.check_slots(request.slots)?;
+        self.check_slots(request.slots)?;
         check_text(request.description.as_deref())?;
         check_text(request.origin.as_deref())?;
         let datastore = self.datastore_for_import(request.datastore.as_deref())?;
-        let imported = import::run(&datastore.store, input, ImportOptions::default(), &*progress, &self.clock).await?;
+        let options = ImportOptions { maker: Some(self.maker()), ..ImportOptions::default() };
+        let (imported, making) = import::make(&datastore.store, input, options, &*progress, &self.clock).await?;
+        let named = self.name_image(&datastore, name, request, imported).await;
+        self.settle_image(&datastore, making, named).await
+    }
+
+    /// Makes an imported image the next version of a template.
+    async fn name_image(
+        &self,
+        datastore: &Arc<Datastore>,
+        name: Name,
+        request: ImportTemplate,
+        imported: Imported,
+    ) -> Result<TemplateView> {
+        let slots = self.check_slots(request.slots)?;
         let stats = imported.stats;
         let data = BaseData::Packed { index: imported.index };
         let seal = Seal::asked(request.draft, request.force);
-        let findings = self.look_into(&datastore, &name, imported.size, &data, seal).await?;
+        let findings = self.look_into(datastore, &name, imported.size, &data, seal).await?;
         let version = NewVersion {
             size: imported.size,
             data,
@@ -229,39 +243,6 @@ impl Gateway {
             tracing::warn!(template = %name, version = number, finding, "found in the image");
         }
         self.template_view(&self.catalog.get(name).await?).await
-    }
-
-    /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.
-    pub(super) async fn make_base(
-        &self,
-        datastore: &Arc<Datastore>,
-        template: &Name,
-        version: &TemplateVersion,
-    ) -> Result<BaseRecord> {
-        if let BaseData::Packed { index } = version.data {
-            let source = self.datastores.get(&version.datastore)?;
-            super::copying::bring(&source, datastore, index).await?;
-        }
-        let record = BaseRecord {
-            id: self.clock.id(),
-            nonce: self.clock.nonce(),
-            size: version.size,
-            template: template.clone(),
-            version: version.number,
-            slots: version.slots,
-            created_ms: self.clock.now_ms(),
-            data: version.data.clone(),
-        };
-        datastore.table.create(record.clone()).await?;
-        // Whoever deletes a version marks it and then looks for bases; we make a base and then look for the mark.
-        let still: Option<Named<TemplateEntry>> = self.catalog.find(template).await?;
-        if still.is_none_or(|t| t.state.version(version.number).is_none_or(|v| v.data != version.data)) {
-            datastore.table.remove(record.id).await?;
-            return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
-                .on(template.as_str()));
-        }
-        tracing::info!(base = %record.id, %template, version = version.number, datastore = %datastore.name, "base made");
-        Ok(record)
     }
 
     /// The version that new clones get, or the one that was asked for.
@@ -465,12 +446,12 @@ impl Gateway {
         }
         for (datastore, base) in &bases {
             self.open.forget_base(*base);
-            datastore.table.remove(*base).await?;
+            self.remove_base(datastore, *base).await?;
         }
         for version in template.versions.iter().filter(|v| numbers.contains(&v.number)) {
             if let BaseData::Packed { index } = version.data {
                 for datastore in self.datastores.all() {
-                    super::copying::drop_index(&datastore, index).await?;
+                    self.drop_image(&datastore, index).await?;
                 }
             }
         }

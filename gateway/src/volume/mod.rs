@@ -261,7 +261,15 @@ impl Volume {
     /// # Errors
     /// `Exhausted` with code `too-many-snapshots`; `Unsupported` with code `ephemeral`.
     pub async fn snapshot(&self, name: Name) -> Result<()> {
-        self.core.operate(Operation::Snapshot(name)).await
+        self.core.operate(Operation::Snapshot(name, None)).await
+    }
+
+    /// The same of a copy, for a snapshot that the original had made at this time, milliseconds since 1970 UTC.
+    ///
+    /// # Errors
+    /// As [`Volume::snapshot`].
+    pub async fn snapshot_as_of(&self, name: Name, made_ms: u64) -> Result<()> {
+        self.core.operate(Operation::Snapshot(name, Some(made_ms))).await
     }
 
     /// Gives a snapshot up.

@@ -19,8 +19,8 @@ use crate::device::Version;
 /// A change of the whole volume.
 #[derive(Debug)]
 pub(super) enum Operation {
-    /// Keep the present state under a name.
-    Snapshot(Name),
+    /// Keep the present state under a name, as if it had been done at a time, milliseconds since 1970 UTC.
+    Snapshot(Name, Option<u64>),
     /// Give a snapshot up.
     DropSnapshot(Name),
     /// Be what a snapshot says.
@@ -37,7 +37,7 @@ impl Core {
     /// Has the committer do it, alone when it replaces what is accepted.
     pub(super) async fn operate(self: &Arc<Self>, operation: Operation) -> Result<()> {
         self.own().await?;
-        let replaces = !matches!(operation, Operation::Snapshot(_) | Operation::DropSnapshot(_));
+        let replaces = !matches!(operation, Operation::Snapshot(..) | Operation::DropSnapshot(_));
         // A task of its own, so that the gate is not let go before the record is where it belongs.
         let core = Arc::clone(self);
         let task = self.engine.handle.spawn(async move {
@@ -62,7 +62,7 @@ impl Core {
 impl Committer {
     pub(super) async fn operate(&mut self, operation: Operation) -> Result<()> {
         match operation {
-            Operation::Snapshot(name) => self.snapshot(name).await,
+            Operation::Snapshot(name, made_ms) => self.snapshot(name, made_ms).await,
             Operation::DropSnapshot(name) => {
                 if self.core.state.read().log.kept(Some(&name)).is_none() {
                     return Err(self.core.unknown_snapshot(&name));
@@ -78,7 +78,7 @@ impl Committer {
         }
     }
 
-    async fn snapshot(&mut self, name: Name) -> Result<()> {
+    async fn snapshot(&mut self, name: Name, made_ms: Option<u64>) -> Result<()> {
         if self.core.mode == Durability::Ephemeral {
             return Err(Error::unsupported("ephemeral", "an ephemeral volume keeps nothing, so it has no snapshots")
                 .on(self.core.record.name.to_string())
@@ -95,7 +95,8 @@ impl Committer {
                 .hint("drop one first"));
         }
         self.drain().await?;
-        let (record, upto) = self.record(Change::Snapshot { name }, 0, None);
+        let (mut record, upto) = self.record(Change::Snapshot { name }, 0, None);
+        record.time_ms = made_ms.unwrap_or(record.time_ms);
         self.put_alone(record, upto).await
     }
 

@@ -157,6 +157,9 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
         tokio::time::sleep(Duration::from_secs(if number == 1 { 1 } else { 90 })).await;
         quiet(&gateway).await;
         all_off(&gateway).await;
+        if number == 1 {
+            images_gone(&gateway, &at).await;
+        }
         clean(&gateway, &at).await;
         let done = (scene.done)(Arc::clone(&gateway)).await;
         assert!(done || !acknowledged, "{at}: it was acknowledged and is not done");
@@ -173,6 +176,22 @@ fn play(scene: &Scene, world: &Stores, before: &Bystanders, dies_at: Option<(u64
     });
     drop(second);
     calls
+}
+
+/// What a gateway left of images that it was making goes by itself once it has started again.
+async fn images_gone(gateway: &Gateway, at: &str) {
+    let of_images =
+        ["an image whose making was cut short", "bytes that no index names", "that no template and no base names"];
+    let mut left = Vec::new();
+    for _ in 0..100 {
+        left = gateway.fsck(false, Some(0), false).await.expect("no faults").findings;
+        left.retain(|finding| of_images.iter().any(|what| finding.what.contains(what)));
+        if left.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    panic!("{at}: it stays: {left:?}");
 }
 
 /// What a crash left is found and removed, and then there is nothing more to be found.
@@ -223,6 +242,128 @@ fn die_everywhere(all: &[Scene]) {
     assert!(wrong == 0, "{wrong} of {points} crash points went wrong");
     println!("crash points: {points}; nothing half done, nothing of others changed");
     assert!(only.is_some() || points >= 100, "{points} crash points test little");
+}
+
+/// Lets gateway 1 die at a request of an import.
+fn import_cut(stores: &Stores, scene: &Scene, dies_at: (u64, bool)) {
+    let first = runtime();
+    let faults = Faults::none();
+    first.block_on(async {
+        let gateway = stores.gateway(1, &faults).await.expect("a gateway starts");
+        faults.die_at(faults.calls() + dies_at.0, dies_at.1);
+        tokio::select! {
+            _ = (scene.act)(Arc::clone(&gateway)) => {}
+            () = faults.died() => {}
+        }
+    });
+    first.shutdown_background();
+}
+
+#[test]
+fn a_death_at_any_request_of_the_removal_of_what_an_import_left_leaves_nothing_in_the_end() {
+    let scene = scenes::TEMPLATES.iter().find(|scene| scene.name == "template import").expect("it is there");
+    let (world, before) = begin(scene);
+    let calls = play(scene, &world, &before, None);
+    let mut points = 0;
+    for cut in (0..calls).step_by(2) {
+        let stores = world.fork();
+        import_cut(&stores, scene, (cut, true));
+        // Where it is dead from some request on, counted from when it begins to remove; says how many there are.
+        let removal = |stores: &Stores, dies_at: Option<(u64, bool)>| {
+            let second = runtime();
+            let faults = Faults::none();
+            let calls = second.block_on(async {
+                let _gateway = stores.gateway(1, &faults).await.expect("a gateway starts");
+                tokio::time::sleep(Duration::from_millis(29_900)).await;
+                let begin = faults.calls();
+                if let Some((call, applied)) = dies_at {
+                    faults.die_at(begin + call, applied);
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(3)) => {}
+                    () = faults.died() => {}
+                }
+                faults.calls() - begin
+            });
+            second.shutdown_background();
+            calls
+        };
+        // An odd step, so that deaths before and after a request take turns.
+        let step = if long() > 1 { 1 } else { 3 };
+        for point in (0..2 * removal(&stores.fork(), None)).step_by(step) {
+            let stores = stores.fork();
+            removal(&stores, Some((point / 2, point % 2 == 1)));
+            let third = runtime();
+            third.block_on(async {
+                let at = format!("cut at {cut}, its removal at {point}");
+                let gateway = stores.gateway(1, &Faults::none()).await.expect("a gateway starts");
+                images_gone(&gateway, &at).await;
+                all_off(&gateway).await;
+                if !(scene.done)(Arc::clone(&gateway)).await {
+                    (scene.act)(Arc::clone(&gateway)).await.unwrap_or_else(|e| panic!("{at}: not again: {e:?}"));
+                }
+                images_gone(&gateway, &at).await;
+                assert!(bystanders(&gateway, scene).await == before, "{at}: somebody else's bytes changed");
+            });
+            points += 1;
+        }
+    }
+    println!("deaths in a removal: {points}");
+    assert!(points >= 100, "{points} deaths test little");
+}
+
+#[test]
+fn what_a_cut_import_left_goes_while_other_gateways_make_images_and_lose_nothing() {
+    let scene = scenes::TEMPLATES.iter().find(|scene| scene.name == "template import").expect("it is there");
+    let (world, before) = begin(scene);
+    let calls = play(scene, &world, &before, None);
+    // Some chunks fill a pack before all of it is there.
+    let image: Vec<u8> = (0..6 << 20).flat_map(|n: u32| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    for cut in (0..calls).step_by(5) {
+        let stores = world.fork();
+        import_cut(&stores, scene, (cut, true));
+        let later = runtime();
+        later.block_on(async {
+            let at = format!("cut at {cut}");
+            let others = [2, 3].map(|number| {
+                let (stores, image) = (&stores, image.clone());
+                async move {
+                    let gateway = stores.gateway(number, &Faults::none()).await.expect("a gateway starts");
+                    let (mut writer, reader) = tokio::io::duplex(1 << 20);
+                    let size = Some(image.len() as u64);
+                    let input = clonegate::import::Input::RawStream { reader: Box::new(reader), size };
+                    let request = clonegate::lifecycle::views::ImportTemplate {
+                        name: format!("of-{number}"),
+                        datastore: Some("fast".to_owned()),
+                        ..Default::default()
+                    };
+                    let progress = Arc::new(clonegate::import::NoProgress);
+                    let fed = image.clone();
+                    let feed = async move {
+                        use tokio::io::AsyncWriteExt;
+                        writer.write_all(&fed[..20 << 20]).await.expect("it reads");
+                        tokio::time::sleep(Duration::from_secs(90)).await;
+                        writer.write_all(&fed[20 << 20..]).await.expect("it reads");
+                    };
+                    let (imported, ()) = tokio::join!(gateway.import_template(request, input, progress), feed);
+                    imported.unwrap_or_else(|e| panic!("{number}: {e:?}"));
+                    assert!(bytes(&gateway, &format!("template/of-{number}")).await == image);
+                    gateway.stop().await;
+                }
+            });
+            let again = async {
+                let gateway = stores.gateway(1, &Faults::none()).await.expect("a gateway starts");
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                gateway
+            };
+            let (gateway, _) = tokio::join!(again, futures::future::join_all(others));
+            images_gone(&gateway, &at).await;
+            let found = gateway.fsck(false, Some(0), true).await.expect("no faults").findings;
+            assert!(found.is_empty(), "{at}: {found:?}");
+            all_off(&gateway).await;
+            assert!(bystanders(&gateway, scene).await == before, "{at}: somebody else's bytes changed");
+        });
+    }
 }
 
 #[test]

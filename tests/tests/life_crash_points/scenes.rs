@@ -476,6 +476,29 @@ pub(super) const JOBS: &[Scene] = &[
         }
     ),
     scene!(
+        "move with snapshots",
+        async |g: G| {
+            g.snapshot_clone("c", "one").await.unwrap();
+            write(&g, "c", 16384, &[7; 70_000]).await;
+            g.snapshot_clone("c", "two").await.unwrap();
+            write(&g, "c", 20480, &[8; 10_000]).await;
+        },
+        async |g: G| {
+            let started = g.move_clone("c", "slow", false).await?;
+            job(&g, started).await
+        },
+        async |g: G| {
+            assert!(wrote(&g, "c").await);
+            let names: Vec<String> = g.list_snapshots("c").await.unwrap().into_iter().map(|kept| kept.name).collect();
+            assert_eq!(names, ["one", "two"]);
+            for (export, byte) in [("c@one", 0), ("c@two", 7), ("c", 8)] {
+                assert_eq!(read(&g, export, 20480).await, [byte; 4], "{export}");
+                assert_eq!(read(&g, export, 8192).await, b"cccc", "{export}");
+            }
+            clone(&g, "c").await.datastore == "slow"
+        }
+    ),
+    scene!(
         "rebalance",
         async |g: G| drop(g.hold_clone("keep", Some("stays".to_owned())).await.unwrap()),
         async |g: G| {

@@ -17,6 +17,7 @@ use clonegate_core::format::journal::{
     JournalEntryRecord, JournalOwnerRecord, JournalSegmentRecord, decode_entry, encode_entry,
 };
 use clonegate_core::format::log::{CommitRecord, EpochRecord, Head, decode_head};
+use clonegate_core::format::making::MakingRecord;
 use clonegate_core::format::segment::{SegmentRecord, decode_segment};
 use clonegate_core::format::sparse::{self, Decoder, Event};
 use clonegate_core::http::content_range::{ContentRange, write_content_range};
@@ -71,6 +72,8 @@ pub fn records(data: &[u8]) {
     record::<JournalEntryRecord>(data);
     record::<JournalOwnerRecord>(data);
     record::<JournalSegmentRecord>(data);
+    record::<MakingRecord>(data);
+    drop(MakingRecord::decode(data));
     record::<SegmentRecord>(data);
 }
 

@@ -49,6 +49,7 @@ pub enum Kind {
     JournalEntry = 12,
     CloneDeleted = 13,
     JournalOwner = 14,
+    Making = 15,
     CatalogEntry = 20,
     Job = 21,
     Decision = 22,

@@ -17,5 +17,6 @@ pub mod index;
 pub mod job;
 pub mod journal;
 pub mod log;
+pub mod making;
 pub mod segment;
 pub mod sparse;

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clonegate_core::format::job::{JobRecord, JobState, JobUnit, Runner};
+use clonegate_core::format::making::Maker;
 use clonegate_core::ids::{JobId, Nonce};
 use clonegate_core::limits::{JOBS_AT_ONCE, JOBS_KEPT_MAX};
 use clonegate_core::{Error, ErrorKind, Result};
@@ -245,6 +246,11 @@ impl Gateway {
 
     fn runner(&self) -> Runner {
         Runner { gateway: self.settings.gateway, run: self.jobs.run, host: self.settings.host.clone() }
+    }
+
+    /// This life of this gateway, as the notes of images say it.
+    pub(super) fn maker(&self) -> Maker {
+        Maker { gateway: self.settings.gateway, run: self.jobs.run }
     }
 
     /// Does a job whose newest state names this process as its runner.
