@@ -2,7 +2,7 @@
 # The reliability tests for longer than CI does, one after the other, and their figures.
 #
 #   tests/rig/long.sh [N]      N times the seeds, schedules and kills of a usual run (25 unless said otherwise, which makes
-#                              1,625 seeds and 200 kills; about an hour on two cores)
+#                              1,625 seeds and 200 kills; about a quarter of an hour on two cores, besides compiling)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export CLONEGATE_LONG=${1:-25} RUST_BACKTRACE=0
