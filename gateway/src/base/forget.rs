@@ -28,32 +28,36 @@ pub struct Forgotten {
 }
 
 /// To be called after a base record was deleted: deletes the index that it named unless another base names it, and then those of its packs
-/// that no other index names. A note says so meanwhile; when it is interrupted, the next life of `by` goes on from that.
+/// that no other index names. The note `of` says so meanwhile; after an error or a death it can be gone on from, by [`leftover::clear`].
 ///
 /// # Errors
 /// Those of the store. No pack is deleted when a base or an index cannot be read: it might name what would be deleted.
-pub async fn forget(store: &Store, id: IndexId, by: Maker) -> Result<Forgotten> {
+pub async fn forget(store: &Store, id: IndexId, by: Maker, of: IndexId) -> Result<Forgotten> {
     let (clock, key) = (store.clock(), keys::index(id));
     match store.head(&key).await {
         Ok(_) if !is_named(store, id).await? => {}
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => return Ok(Forgotten::default()),
     }
-    let index = match read_index(store, id).await {
-        Ok(index) => index,
+    let packs = match read_index(store, id).await {
+        Ok(index) => index.record.packs,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Forgotten::default()),
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            tracing::warn!(index = %id, %error, "a damaged index is deleted; fsck --repair removes its packs");
+            Vec::new()
+        }
         Err(error) => return Err(error),
     };
-    let packs = index.record.packs;
     let note = MakingRecord { index: id, nonce: clock.nonce(), maker: Some(by), removing: true, packs };
     // The index goes before the list of the others: an import that leans on these packs puts its own index before it looks for this one.
-    match leftover::clear(store, clock, by, (clock.id(), 0), &note, (true, false)).await? {
+    match leftover::clear(store, clock, by, (of, 0), &note, (true, false)).await? {
         Cleared::Done { packs } => Ok(Forgotten { index: true, packs }),
         Cleared::Anothers | Cleared::NotNow => Ok(Forgotten::default()),
     }
 }
 
-async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
+/// Whether a base of the datastore has this index.
+pub(super) async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
     let bases = store.list_dirs(&keys::bases()).await?;
     let bases: Vec<BaseId> = bases.iter().filter_map(|id| id.parse().ok()).collect();
     let mut records = futures::stream::iter(bases)
@@ -74,10 +78,11 @@ async fn is_named(store: &Store, id: IndexId) -> Result<bool> {
     Ok(false)
 }
 
-/// Every pack that an index of the datastore names.
-pub(super) async fn used_packs(store: &Store) -> Result<HashSet<PackId>> {
+/// Every pack that an index of the datastore names, other than index `but`.
+pub(super) async fn used_packs(store: &Store, but: Option<IndexId>) -> Result<HashSet<PackId>> {
     let listed = store.list(&keys::indexes()).await?;
-    let indexes: Vec<IndexId> = listed.iter().filter_map(|one| one.key.parse().ok()).collect();
+    let indexes: Vec<IndexId> =
+        listed.iter().filter_map(|one| one.key.parse().ok()).filter(|id| Some(*id) != but).collect();
     let mut read = futures::stream::iter(indexes)
         .map(|id| {
             let store = store.clone();

@@ -13,7 +13,7 @@ use clonegate_core::ids::{IndexId, PackId};
 use clonegate_core::limits::MAKINGS_READ_MAX;
 use futures::{StreamExt, TryStreamExt};
 
-use super::forget::used_packs;
+use super::forget::{is_named, used_packs};
 use crate::clock::Clock;
 use crate::store::{Key, PutNew, Store, keys};
 
@@ -41,7 +41,7 @@ pub(crate) enum Cleared {
         /// Packs that no index names, whether they were there or not.
         packs: u64,
     },
-    /// The note of another maker names it too, and is enough.
+    /// Somebody makes the same image, whose note names the same packs, or has made a base of it: it is theirs.
     Anothers,
     /// Somebody is there of whom nobody knows what is theirs, or the note was changed meanwhile.
     NotNow,
@@ -53,9 +53,9 @@ impl Noted {
         self.note.as_ref().is_some_and(|note| note.removing && overlaps(note, index, packs))
     }
 
-    /// Whether it says that an image with this index, or with some of these packs, is being made.
-    fn makes(&self, index: IndexId, packs: &[PackId]) -> bool {
-        self.note.as_ref().is_some_and(|note| !note.removing && overlaps(note, index, packs))
+    /// What its maker says, when it is one.
+    fn made(&self) -> Option<&MakingRecord> {
+        self.note.as_ref().filter(|note| !note.removing)
     }
 }
 
@@ -139,32 +139,43 @@ pub(crate) async fn clear(
         PutNew::Exists(_) => return Ok(Cleared::NotNow),
     }
     let others: Result<Vec<Noted>> = notes(store).await.map(|all| all.into_iter().filter(|one| one.id != id).collect());
-    let makes = |others: &Vec<Noted>| others.iter().any(|other| other.makes(note.index, &note.packs));
-    let unclear = |others: &Vec<Noted>| copied && others.iter().any(|other| other.note.is_none());
-    match &others {
+    let makes = |others: &[Noted]| others.iter().filter_map(Noted::made).any(|other| other.index == note.index);
+    let unclear = |others: &[Noted]| copied && others.iter().any(|other| other.note.is_none());
+    let others = match others {
         // Should that one be cut too, its own note names the same.
-        Ok(others) if makes(others) => {
+        Ok(others) if makes(&others) => {
             take_away(store, id).await?;
             return Ok(Cleared::Anothers);
         }
-        Ok(others) if !unclear(others) => {}
+        Ok(others) if !unclear(&others) => others,
         // Nothing was removed, so who copies the image need not wait.
-        _ => {
+        others => {
             store.delete(&mark_key).await?;
             return others.map(|_| Cleared::NotNow);
         }
-    }
-    if with_index {
-        store.delete(&keys::index(note.index)).await?;
-    }
-    let used = match used_packs(store).await {
-        Ok(used) => used,
-        Err(error) => {
-            store.delete(&mark_key).await?;
-            return Err(error);
-        }
     };
-    // After an error the mark stays: nobody knows what is still to be carried out.
+    if with_index {
+        // Whoever makes a base puts its record and then looks for the mark; and nothing is begun that could not be brought to its end.
+        let named = match used_packs(store, Some(note.index)).await {
+            Ok(_) => is_named(store, note.index).await,
+            Err(error) => Err(error),
+        };
+        match named {
+            Ok(false) => store.delete(&keys::index(note.index)).await?,
+            Ok(true) => {
+                take_away(store, id).await?;
+                return Ok(Cleared::Anothers);
+            }
+            Err(error) => {
+                store.delete(&mark_key).await?;
+                return Err(error);
+            }
+        }
+    }
+    // From here on the mark stays after an error: nobody knows what is still to be carried out.
+    let mut used = used_packs(store, None).await?;
+    // What images that are being made count on, whether they share an index with this one or not.
+    used.extend(others.iter().filter_map(Noted::made).flat_map(|other| other.packs.iter().copied()));
     let going: Vec<Key> = note.packs.iter().filter(|pack| !used.contains(pack)).map(|pack| keys::pack(*pack)).collect();
     let packs = going.len() as u64;
     futures::stream::iter(going)

@@ -244,7 +244,11 @@ impl Shared {
         state.n += 1;
         state.packs = packs;
         while state.oldest < state.n {
-            self.store.delete(&keys::making(self.id, state.oldest)).await?;
+            // The newest counts; what stays of the older ones goes with it.
+            if let Err(error) = self.store.delete(&keys::making(self.id, state.oldest)).await {
+                tracing::warn!(id = %self.id, %error, "an older note of an image stays until the image is done");
+                break;
+            }
             state.oldest += 1;
         }
         Ok(())
@@ -389,6 +393,23 @@ mod tests {
         assert_eq!(sweep(&store, &clock, life(2, 1), true).await, [Cleared::Done { packs: 1 }]);
         assert_eq!(packs(&store).await, 0);
         copy(life(3, 1)).await.unwrap().end().await;
+        assert!(said(&store).await.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_copies_an_image_that_shares_a_pack_keeps_that_and_the_rest_goes() {
+        let (store, clock) = world();
+        let (shared, own): (PackId, PackId) = (clock.id(), clock.id());
+        let copy = async |maker, packs| Making::of_copy(&store, &clock, Some(maker), clock.id(), packs).await.unwrap();
+        copy(life(1, 1), vec![shared, own]).await.give_up().await;
+        put_pack(&store, shared).await;
+        put_pack(&store, own).await;
+        let other = copy(life(2, 1), vec![shared]).await;
+        assert_eq!(sweep(&store, &clock, life(1, 1), true).await, [Cleared::Done { packs: 1 }]);
+        store.head(&keys::pack(shared)).await.unwrap();
+        assert_eq!(packs(&store).await, 1);
+        other.check().await.unwrap();
+        other.end().await;
         assert!(said(&store).await.is_empty());
     }
 

@@ -284,6 +284,22 @@ async fn a_damaged_boot_set_costs_time_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_that_nothing_names_can_be_forgotten() {
+    let (store, objects) = tampered();
+    let by = Maker { gateway: GatewayId::from_bytes([1; 16]), run: Nonce([1; 16]) };
+    let image = imported(&store, &noise(1, 4 * CHUNK_BYTES as usize)).await;
+    for listed in store.list_dirs(&keys::bases()).await.unwrap() {
+        store.delete(&keys::base(listed.parse().unwrap())).await.unwrap();
+    }
+    put(&objects, &keys::index(image.index), b"no index".to_vec()).await;
+    let forgotten = forget(&store, image.index, by, store.clock().id()).await.unwrap();
+    assert!(forgotten.index);
+    assert!(
+        store.head(&keys::index(image.index)).await.is_err() && store.list(&keys::makings()).await.unwrap().is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_base_holds_is_forgotten_and_what_is_shared_stays() {
     let (store, _) = tampered();
     let by = Maker { gateway: GatewayId::from_bytes([1; 16]), run: Nonce([1; 16]) };
@@ -293,14 +309,21 @@ async fn what_no_base_holds_is_forgotten_and_what_is_shared_stays() {
     image[0] ^= 1;
     let second = imported(&store, &image).await;
     let next = open(&store, &second, &ICache::new(16 << 20)).await.unwrap();
-    assert_eq!(forget(&store, first.index, by).await.unwrap(), Forgotten::default(), "a base names it");
+    assert_eq!(
+        forget(&store, first.index, by, store.clock().id()).await.unwrap(),
+        Forgotten::default(),
+        "a base names it"
+    );
     store.delete(&keys::base(base.id())).await.unwrap();
     // The second image leans on the first one's pack.
-    assert_eq!(forget(&store, first.index, by).await.unwrap(), Forgotten { index: true, packs: 0 });
+    assert_eq!(forget(&store, first.index, by, store.clock().id()).await.unwrap(), Forgotten { index: true, packs: 0 });
     assert!(read(&next, ByteRange::new(0, next.size())).await.unwrap() == image);
     store.delete(&keys::base(next.id())).await.unwrap();
-    assert_eq!(forget(&store, second.index, by).await.unwrap(), Forgotten { index: true, packs: 2 });
-    assert_eq!(forget(&store, second.index, by).await.unwrap(), Forgotten::default(), "again");
+    assert_eq!(
+        forget(&store, second.index, by, store.clock().id()).await.unwrap(),
+        Forgotten { index: true, packs: 2 }
+    );
+    assert_eq!(forget(&store, second.index, by, store.clock().id()).await.unwrap(), Forgotten::default(), "again");
     assert!(store.list(&keys::all()).await.unwrap().is_empty());
 }
 

@@ -14,6 +14,9 @@ use super::load::{IN_FLIGHT_COMMITS, Listing, read_head};
 use crate::clock::Clock;
 use crate::store::{Key, PutNew, Store, keys};
 
+/// Records that a writer may put while its epoch is being closed before poison is planted ahead of it.
+const COLLISIONS: u32 = 4;
+
 /// Puts the tombstone: one request. From then on the volume is not opened any more.
 ///
 /// # Errors
@@ -75,7 +78,7 @@ impl Closing<'_> {
     async fn close(&self, listing: &Listing, stays: &mut Vec<Key>) -> Result<bool> {
         let written = self.highest(listing, None, stays).await?.map(|(sequence, _)| sequence);
         let first = written.map_or(0, |last| (last + 1).saturating_sub(IN_FLIGHT_COMMITS as u64));
-        let mut sequence = first;
+        let (mut sequence, mut met) = (first, 0);
         loop {
             let at = Position { epoch: self.epoch, sequence: Sequence(sequence) };
             let key = keys::log(self.record.id, at.epoch, at.sequence);
@@ -90,31 +93,48 @@ impl Closing<'_> {
                 break;
             }
             sequence += 1;
+            // A writer that is quicker than this meets poison ahead of it.
+            met += u32::from(written.is_none_or(|last| sequence > last));
+            if met >= COLLISIONS {
+                let ahead = sequence + (2u64 << (met - COLLISIONS).min(11));
+                let at = Position { epoch: self.epoch, sequence: Sequence(ahead) };
+                let key = keys::log(self.record.id, at.epoch, at.sequence);
+                self.store.put_new(&key, poison(self.record, at, self.by, self.clock)?).await?;
+                stays.push(key);
+            }
         }
         // The same may have befallen this one while the writer went on. Its later records say so.
         let now = Listing::read(self.store, self.record.id).await?;
-        let settled = self.highest(&now, Some(sequence), stays).await?.map_or(0, |(_, settled)| settled);
-        Ok(settled <= sequence)
+        let later = self.highest(&now, Some(sequence), stays).await?;
+        Ok(later.is_none_or(|(_, settled)| settled.is_some_and(|settled| settled <= sequence)))
     }
 
-    /// The highest record of the writer, of those above `above`, and what it says is settled. One that cannot be read counts as one. Poison above
-    /// it stays: it may be all that is left of an epoch which a later owner closed and collected.
-    async fn highest(&self, listing: &Listing, above: Option<u64>, stays: &mut Vec<Key>) -> Result<Option<(u64, u64)>> {
+    /// The highest record of the writer, of those above `above`, and what it says is settled, unless it was collected meanwhile. Records that cannot be
+    /// read may be anybody's: the highest readable one counts, or the lowest of the others. Poison above it stays: it may be all that is left of an epoch
+    /// which a later owner closed and collected.
+    async fn highest(
+        &self,
+        listing: &Listing,
+        above: Option<u64>,
+        stays: &mut Vec<Key>,
+    ) -> Result<Option<(u64, Option<u64>)>> {
         let own = |(at, _): &&(Position, u64)| at.epoch == self.epoch && above.is_none_or(|n| at.sequence.0 > n);
+        let mut damaged = None;
         for (at, size) in listing.logs.iter().rev().filter(own) {
+            let sequence = at.sequence.0;
             match read_head(self.store, self.record.id, *at, Some(*size)).await {
-                Ok((head, _)) if matches!(head.record.what, Change::Poison { .. }) => {
-                    stays.push(keys::log(self.record.id, at.epoch, at.sequence));
+                Ok((head, _)) if !matches!(head.record.what, Change::Poison { .. }) => {
+                    return Ok(Some((sequence, Some(head.record.settled.0))));
                 }
-                Ok((head, _)) => return Ok(Some((at.sequence.0, head.record.settled.0))),
-                // Collected meanwhile, by a writer that is still at work: it has a higher one.
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
-                    return Ok(Some((at.sequence.0, 0)));
-                }
-                Err(error) => return Err(error),
+                // By a writer that is at work: it has gone on.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some((sequence, None))),
+                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+                Err(_) => damaged = Some((sequence, Some(0))),
+                Ok(_) => {}
             }
+            stays.push(keys::log(self.record.id, at.epoch, at.sequence));
         }
-        Ok(None)
+        Ok(damaged)
     }
 }
 

@@ -181,7 +181,7 @@ pub async fn read_checkpoint(store: &Store, clone: CloneId, at: Position, size: 
 /// Does work on so many bytes of a checkpoint; outside of the runtime when that would keep others waiting.
 ///
 /// # Errors
-/// What the work gives; `Internal` when the runtime ends.
+/// What the work gives; `Unavailable` when the runtime ends.
 pub async fn on_the_side<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,

@@ -1,5 +1,7 @@
 //! Writes packs: one fills while those before it are uploaded.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use clonegate_core::format::index::{Encoding, FrameRef, PageRef};
 use clonegate_core::ids::PackId;
@@ -15,6 +17,8 @@ use crate::store::{PutNew, Store, keys};
 /// Bytes of a pack that is full. A quarter of what a pack may have: five of them are in memory at most, and little is left to be written
 /// when the last chunk is compressed.
 const PACK_BYTES: usize = PACK_BYTES_MAX as usize / 4;
+/// How long uploads of an import that failed are waited for.
+const LATE: Duration = Duration::from_secs(30);
 /// Packs uploaded at a time.
 const UPLOADS: usize = 4;
 
@@ -183,8 +187,11 @@ impl Packs {
         self.written.len()
     }
 
-    /// Deletes what was written; tells whether the store let it.
+    /// Deletes what was written; tells whether the store let it, and nothing can arrive afterwards.
     pub(super) async fn undo(mut self) -> bool {
+        // One that is given up may be carried out all the same: each is waited for.
+        let ended = async { while self.uploads.join_next().await.is_some() {} };
+        let ended = tokio::time::timeout(LATE, ended).await.is_ok();
         self.uploads.shutdown().await;
         let store = &self.store;
         futures::stream::iter(self.written)
@@ -193,7 +200,7 @@ impl Packs {
                 deleted.inspect_err(|error| tracing::warn!(pack = %id, %error, "left over from an import that failed"))
             })
             .buffer_unordered(8)
-            .fold(true, |all, deleted| std::future::ready(all && deleted.is_ok()))
+            .fold(ended, |all, deleted| std::future::ready(all && deleted.is_ok()))
             .await
     }
 }

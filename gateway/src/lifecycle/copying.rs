@@ -16,12 +16,19 @@ use futures::{StreamExt, TryStreamExt};
 use super::datastores::Datastore;
 use super::gateway::Gateway;
 use crate::base::forget;
+use crate::base::leftover;
 use crate::base::making::Making;
 use crate::catalog::Named;
 use crate::store::keys;
 
 /// Packs copied at once; each is held in memory.
 const COPIES_AT_ONCE: usize = 3;
+
+fn being_removed(index: IndexId) -> Error {
+    Error::unavailable("image-being-removed", "the data of the version is just being removed from this datastore")
+        .on(keys::index(index).to_string())
+        .hint("try again")
+}
 
 impl Gateway {
     /// Makes a base of a version: its data is brought to the datastore if it is not there, then one put. The caller holds `making`.
@@ -53,6 +60,13 @@ impl Gateway {
             return Err(Error::conflict("version-deleted", format!("version {} is being deleted", version.number))
                 .on(template.as_str()));
         }
+        // The same with whoever removes its data: that one puts a note and then looks for bases.
+        if let BaseData::Packed { index } = record.data
+            && leftover::notes(&datastore.store).await?.iter().any(|noted| noted.removes(index, &[]))
+        {
+            datastore.table.remove(record.id).await?;
+            return Err(being_removed(index));
+        }
         tracing::info!(base = %record.id, %template, version = version.number, datastore = %datastore.name, "base made");
         Ok(record)
     }
@@ -82,12 +96,15 @@ impl Gateway {
                 .try_collect::<Vec<()>>()
                 .await?;
             // Last, so that an index is never there without its packs.
-            to.store.put_new(&key, body).await?;
-            if let Err(error) = making.check().await {
-                to.store.delete(&key).await?;
-                return Err(error);
+            let ours = to.store.put_new(&key, body).await?.is_created();
+            match making.check().await {
+                // Its packs were swept. One that was there before is of another copy, which looks after it.
+                Err(error) if ours && error.code() == "image-swept" => {
+                    to.store.delete(&key).await?;
+                    Err(error)
+                }
+                checked => checked,
             }
-            Ok(())
         }
         .await;
         self.settle_image(to, making, copied).await
@@ -98,7 +115,17 @@ impl Gateway {
         if datastore.check_online().is_err() {
             return Ok(());
         }
-        forget(&datastore.store, index, self.maker()).await.map(drop)
+        self.forget_image(datastore, index).await
+    }
+
+    /// Deletes an index that nothing names, and its packs. After an error this gateway goes on with it in the background.
+    async fn forget_image(&self, datastore: &Datastore, index: IndexId) -> Result<()> {
+        let note = self.clock.id();
+        let forgotten = forget(&datastore.store, index, self.maker(), note).await;
+        if forgotten.is_err() {
+            self.leftovers.give_up(&datastore.name, note, self.clock.instant());
+        }
+        forgotten.map(drop)
     }
 
     /// Removes a base that nothing is linked to; with its data, unless that is what its template version has.
@@ -113,6 +140,6 @@ impl Gateway {
         if templates.iter().flat_map(|template| &template.state.versions).any(keeps) {
             return Ok(());
         }
-        forget(&datastore.store, index, self.maker()).await.map(drop)
+        self.forget_image(datastore, index).await
     }
 }

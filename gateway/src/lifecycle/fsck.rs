@@ -413,7 +413,9 @@ impl Check<'_> {
         let note =
             MakingRecord { index: of, nonce: clock.nonce(), maker: Some(maker), removing: true, packs: packs.to_vec() };
         let store = &self.datastore.store;
-        let cleared = making_room(leftover::clear(store, clock, maker, (of, 0), &note, (false, true))).await?;
+        let cleared = making_room(leftover::clear(store, clock, maker, (of, 0), &note, (false, true))).await;
+        let cleared =
+            cleared.inspect_err(|_| self.gateway.leftovers.give_up(&self.datastore.name, of, clock.instant()))?;
         Ok(matches!(cleared, Cleared::Done { .. }))
     }
 }

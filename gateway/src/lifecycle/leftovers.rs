@@ -55,7 +55,8 @@ impl Leftovers {
         self.given_up.lock().get(&(datastore.clone(), id)).copied()
     }
 
-    fn give_up(&self, datastore: &Name, id: IndexId, since: Instant) {
+    /// Nobody goes on with the image of a note.
+    pub(super) fn give_up(&self, datastore: &Name, id: IndexId, since: Instant) {
         self.given_up.lock().entry((datastore.clone(), id)).or_insert(since);
     }
 
@@ -130,10 +131,13 @@ impl Gateway {
                 self.leftovers.give_up(name, noted.id, self.leftovers.begun);
             }
             let Some(since) = self.leftovers.given_up(name, noted.id) else { continue };
-            if self.remove_leftover(datastore, noted, note, since).await? {
-                self.leftovers.done(name, noted.id);
-            } else {
-                all = false;
+            match self.remove_leftover(datastore, noted, note, since).await {
+                Ok(true) => self.leftovers.done(name, noted.id),
+                Ok(false) => all = false,
+                Err(error) => {
+                    tracing::debug!(datastore = %name, note = %noted.id, %error, "what an image left cannot be removed now");
+                    all = false;
+                }
             }
         }
         Ok(all)
@@ -163,7 +167,9 @@ impl Gateway {
             return Ok(false);
         }
         let of = (noted.id, noted.n);
-        let cleared = leftover::clear(store, &self.clock, self.maker(), of, note, (there, named)).await?;
+        // What was being removed may have been anybody's.
+        let copied = named || note.removing;
+        let cleared = leftover::clear(store, &self.clock, self.maker(), of, note, (there, copied)).await?;
         if let Cleared::Done { packs } = cleared {
             let (datastore, index) = (&datastore.name, note.index);
             tracing::info!(%datastore, %index, packs, "removed what an image had left that was cut short");

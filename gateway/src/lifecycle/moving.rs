@@ -116,6 +116,7 @@ impl Gateway {
             let (_open, volume) = self.volume(&clone).await?;
             let snapshots = match volume.status().snapshots.len() {
                 0 => None,
+                1 => Some("its snapshot comes along".to_owned()),
                 n => Some(format!("{n} snapshots come along; what they share is stored once")),
             };
             let undo = "the last reset can no longer be undone".to_owned();

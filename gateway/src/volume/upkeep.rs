@@ -242,7 +242,7 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
     let epoch = core.state.read().log.at.map(|at| at.epoch);
     let Some(epoch) = epoch else { return Ok(Swept::default()) };
     let least = usize::try_from(settings.checkpoint_records / 2).unwrap_or(usize::MAX);
-    let mut swept = Swept::default();
+    let (mut swept, mut failed) = (Swept::default(), None);
     for _ in 0..FOLDS_MAX {
         let state = core.state.read().log.clone();
         let plan = match house.resting {
@@ -251,18 +251,27 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
         };
         let Some(plan) = plan else { break };
         house.segments += 1;
-        let folded = fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, house.segments).await?;
-        core.state.write().log.adopt_fold(&folded);
+        match fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, house.segments).await {
+            Ok(folded) => core.state.write().log.adopt_fold(&folded),
+            // A block that cannot be read keeps nobody from opening the volume: first the checkpoint, then the error.
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
         swept.folded = true;
     }
     let now = core.engine.clock.now_ms();
     core.state.write().log.kept.retain(|k| k.kept.until_ms == 0 || k.kept.until_ms > now);
     let same = !swept.folded && house.last_if_same(&core.state.read().log);
-    if same && !house.memory.waits() && !thorough {
+    if same && failed.is_none() && !house.memory.waits() && !thorough {
         return Ok(swept);
     }
     if !same {
         house.last = Some(checkpoint(core).await?);
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     let Some(last) = &house.last else { return Ok(swept) };
     let state = core.state.read().log.clone();

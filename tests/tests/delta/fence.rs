@@ -7,6 +7,7 @@
 //! them are at work.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -428,10 +429,7 @@ fn a_removal_that_is_begun_anew_leaves_what_stops_a_stalled_owner() {
             let world = World::new(1, Durability::Object, SIZE);
             let gateway = world.gateway(1, &Faults::none(), None).expect("no journal");
             let volume = world.open(&gateway).await.expect("no faults");
-            let write = |n: u8| {
-                let options = WriteOptions { fua: true, expect: None };
-                volume.write(u64::from(n) * 4096, vec![stamp(0, n); 4096].into(), options)
-            };
+            let write = |n: u8| volume.write(u64::from(n) * 4096, vec![stamp(0, n); 4096].into(), durable());
             for n in 0..6 {
                 write(n).await.expect("nobody is in the way");
             }
@@ -470,4 +468,39 @@ fn poison(world: &World, at: Position) -> CommitRecord {
         blocks: 0,
         table_crc: 0,
     }
+}
+
+/// A machine that goes on writing while its clone is removed elsewhere is stopped, however quick it is.
+#[test]
+fn a_removal_ends_a_writer_that_never_pauses() {
+    const MOST: u32 = 20_000;
+    runtime().block_on(async {
+        let world = World::new(1, Durability::Object, SIZE);
+        let gateway = world.gateway(1, &Faults::none(), None).expect("no journal");
+        let volume = world.open(&gateway).await.expect("no faults");
+        let written = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&written);
+        let writer = tokio::spawn(async move {
+            let each = |n: u32| volume.write(u64::from(n % 64) * 4096, vec![1; 4096].into(), durable());
+            for n in 0..MOST {
+                if futures::future::try_join3(each(n), each(n + 1), each(n + 2)).await.is_err() {
+                    break;
+                }
+                counted.store(n + 1, Relaxed);
+            }
+        });
+        // Time stands still as long as anybody has work.
+        while written.load(Relaxed) < 50 {
+            tokio::task::yield_now().await;
+        }
+        let (store, shared) = (world.store(), Shared::default());
+        remove_once(&store, &world, &shared).await.expect("no faults");
+        writer.await.expect("no panic");
+        let written = written.load(Relaxed);
+        assert!(written < MOST, "it wrote {written} times, and was not stopped");
+    });
+}
+
+fn durable() -> WriteOptions {
+    WriteOptions { fua: true, expect: None }
 }

@@ -1,7 +1,7 @@
 //! The delta map: which blocks of a volume lie where in the store. Twelve bytes a run, cheap to clone.
 //!
 //! Runs are kept in leaves of at most [`LEAF_RUNS`], behind a sorted vector of first blocks. A clone shares the leaves
-//! until one side changes them, so that a snapshot costs a vector of pointers. An empty map owns nothing.
+//! until one side changes them, so that a snapshot costs their heads and pointers. An empty map owns nothing.
 //!
 //! A lookup in a large map is as slow as its misses of the processor's caches, so there is a sample of the first blocks, and of the runs of
 //! each leaf in its head. The heads lie side by side, each in one line of the cache: two small searches that stay in the near caches, then the
