@@ -50,11 +50,22 @@ pub async fn fence(store: &Store, record: &CloneRecord, gateway: GatewayId, cloc
     };
     store.put_new(&keys::epoch(record.id, next), envelope::encode(&claim)?).await?;
     let mut listing = Listing::read(store, record.id).await?;
-    for epoch in listing.epochs.clone() {
-        stays.push(keys::epoch(record.id, Epoch(epoch)));
-        let closing = Closing { store, record, epoch: Epoch(epoch), by: next, clock };
-        while !closing.close(&listing, &mut stays).await? {
-            listing = Listing::read(store, record.id).await?;
+    stays.extend(listing.epochs.iter().map(|epoch| keys::epoch(record.id, Epoch(*epoch))));
+    let closing = |epoch: &u64| Closing { store, record, epoch: Epoch(*epoch), by: next, clock };
+    let mut open: Vec<Closing<'_>> = listing.epochs.iter().map(closing).collect();
+    while !open.is_empty() {
+        let mut closed = Vec::with_capacity(open.len());
+        for epoch in open {
+            let sequence = epoch.close(&listing, &mut stays).await?;
+            closed.push((epoch, sequence));
+        }
+        // Poison may have taken the place of a record that was collected while the writer went on: then it has to be closed further on.
+        listing = Listing::read(store, record.id).await?;
+        open = Vec::new();
+        for (epoch, sequence) in closed {
+            if !epoch.is_closed(&listing, sequence, &mut stays).await? {
+                open.push(epoch);
+            }
         }
     }
     Ok(stays)
@@ -74,8 +85,8 @@ struct Closing<'a> {
 }
 
 impl Closing<'_> {
-    /// Closes it as it was listed. False when its writer has gone on too far meanwhile, so that it has to be listed again.
-    async fn close(&self, listing: &Listing, stays: &mut Vec<Key>) -> Result<bool> {
+    /// Closes it as it was listed; gives the place of the poison that does.
+    async fn close(&self, listing: &Listing, stays: &mut Vec<Key>) -> Result<u64> {
         let written = self.highest(listing, None, stays).await?.map(|(sequence, _)| sequence);
         let first = written.map_or(0, |last| (last + 1).saturating_sub(IN_FLIGHT_COMMITS as u64));
         let (mut sequence, mut met) = (first, 0);
@@ -90,7 +101,7 @@ impl Closing<'_> {
             };
             // A place below it may be empty because its record was collected: poison there stops nobody.
             if ends && written.is_none_or(|last| sequence > last) {
-                break;
+                return Ok(sequence);
             }
             sequence += 1;
             // A writer that is quicker than this meets poison ahead of it.
@@ -103,9 +114,11 @@ impl Closing<'_> {
                 stays.push(key);
             }
         }
-        // The same may have befallen this one while the writer went on. Its later records say so.
-        let now = Listing::read(self.store, self.record.id).await?;
-        let later = self.highest(&now, Some(sequence), stays).await?;
+    }
+
+    /// Whether poison at this place stops its writer: no later record of its own says that the place was behind it.
+    async fn is_closed(&self, listing: &Listing, sequence: u64, stays: &mut Vec<Key>) -> Result<bool> {
+        let later = self.highest(listing, Some(sequence), stays).await?;
         Ok(later.is_none_or(|(_, settled)| settled.is_some_and(|settled| settled <= sequence)))
     }
 
