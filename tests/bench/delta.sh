@@ -1,6 +1,6 @@
 #!/bin/bash
 # Measures writes to a clone beside qemu-nbd on a qcow2 overlay: one client for all (`clonegate bench nbd`), one base, rounds in turn.
-# Usage: delta.sh [--rounds N] [--secs N] [--mib N] [--out FILE]
+# Usage: delta.sh [--rounds N] [--secs N] [--mib N] [--amplification SECS] [--out FILE]
 # Builds nothing: PROGRAM (default target/release/clonegate) is gateway and client. Everything lies below TMPDIR, which should be on the
 # disk that is to be measured. ZEROFS=URI adds a server that runs already; RGW=ENDPOINT with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
 # BUCKET adds clones of durability `object` there. Prints Markdown; a ratio is to qemu-nbd, cache=none, of the same round.
@@ -21,6 +21,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--secs", type=float, default=3)
 parser.add_argument("--mib", type=int, default=256)
+parser.add_argument("--amplification", type=float, default=30, help="seconds of writes; folding is counted until two minutes later; 0: leave it out")
 parser.add_argument("--out", default="")
 options = parser.parse_args()
 folder, program = os.environ["WORK_DIR"], os.environ["PROGRAM"]
@@ -68,7 +69,7 @@ def cli(*arguments):
     return json.loads(done.stdout) if done.stdout.strip() else None
 
 def bench(urls, **how):
-    arguments = ["bench", "nbd", *urls, "--time", f"{options.secs}s"]
+    arguments = ["bench", "nbd", *urls, "--time", f"{how.pop('secs', options.secs)}s"]
     for key, value in how.items():
         arguments += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     report = cli(*arguments)
@@ -145,16 +146,18 @@ def put():
     return total("clonegate_store_requests_total"), total("clonegate_store_bytes_total")
 
 # All clones are counted together: what was written before comes to rest first, and is folded.
-time.sleep(90)
+time.sleep(90 if options.amplification else 0)
 for name, how in {"a flush each, depth 1": dict(depth=1, flush_every=1), "a flush each, depth 32": dict(depth=32, flush_every=1),
-                  "no flush, depth 32": dict(depth=32)}.items():
+                  "no flush, depth 32": dict(depth=32)}.items() if options.amplification else []:
     before = put()
-    done = bench([peers["object"]], block="4KiB", write=100, **how)
-    time.sleep(5)
+    done = bench([peers["object"]], block="4KiB", write=100, secs=options.amplification, **how)
+    during = put()
+    time.sleep(120)
     after = put()
-    lines += ["", f"`object`, 4 KiB, {name}: {(after[0] - before[0]) / max(done['requests'], 1):.2f} PUTs for each write, "
-              f"{(after[1] - before[1]) / max(done['requests'] * 4096, 1):.2f} bytes stored for each byte written, folding during and 5 s after it "
-              "counted."]
+    each = lambda of: (of[1] - before[1]) / max(done['requests'] * 4096, 1)
+    lines += ["", f"`object`, 4 KiB, {name}: {done['requests']} writes in {options.amplification:.0f} s, "
+              f"{(after[0] - before[0]) / max(done['requests'], 1):.2f} PUTs for each; for each byte written {each(during):.2f} bytes are sent until "
+              f"the last write and {each(after):.2f} until two minutes later, folding and checkpoints counted."]
 text = "\n".join(lines)
 print(text)
 if options.out:

@@ -138,6 +138,7 @@ impl World {
         let settings = DeltaSettings {
             checkpoint_records: 8,
             checkpoint_bytes: 256 * 1024,
+            small_objects_per_volume: (4, 4),
             grace: Duration::ZERO,
             staleness: Duration::from_secs(1),
             dirty_bytes: 4 << 20,

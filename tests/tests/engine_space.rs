@@ -18,6 +18,7 @@ use clonegate_tests::faults::Faults;
 use clonegate_tests::lab::{import, order};
 use clonegate_tests::rehearsal::Stores;
 use clonegate_tests::sim::{SimGateway, World, runtime};
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -57,8 +58,8 @@ fn put(gateway: &SimGateway) -> (u64, u64) {
     (count.requests, count.bytes)
 }
 
-/// Random writes that go over everything several times, with a flush now and then; afterwards the bytes of each block.
-async fn write_at_random(volume: &Volume, random: &mut StdRng, bytes: u64) -> Vec<Option<u8>> {
+/// Random writes that go over everything several times, with a flush after so many; afterwards the bytes of each block.
+async fn write_at_random(volume: &Volume, random: &mut StdRng, bytes: u64, flush_every: u64) -> Vec<Option<u8>> {
     let blocks = SIZE / 4096;
     let mut model = vec![None; usize::try_from(blocks).unwrap()];
     for n in 0..bytes / 4096 {
@@ -68,7 +69,7 @@ async fn write_at_random(volume: &Volume, random: &mut StdRng, bytes: u64) -> Ve
         let fill = u8::try_from(n % 251).unwrap();
         write(volume, block, fill).await;
         model[usize::try_from(block).unwrap()] = Some(fill);
-        if n % 97 == 0 {
+        if n % flush_every == 0 {
             volume.flush().await.unwrap();
         }
         if n % 16 == 0 {
@@ -79,11 +80,11 @@ async fn write_at_random(volume: &Volume, random: &mut StdRng, bytes: u64) -> Ve
     model
 }
 
-fn random_writes_cost_at_most_1_3_times_what_is_live(durability: Durability) {
+fn random_writes_cost_at_most_1_3_times_what_is_live(durability: Durability, flush_every: u64) {
     run(durability, async |world, gateway, volume| {
         let mut random = StdRng::seed_from_u64(3);
         let guest = 4 * SIZE;
-        let model = write_at_random(volume, &mut random, guest).await;
+        let model = write_at_random(volume, &mut random, guest, flush_every).await;
         let live = 4096 * model.iter().filter(|block| block.is_some()).count() as u64;
         let busy = stored(world).await;
         // Nobody asks for it: it comes to rest by itself.
@@ -91,7 +92,7 @@ fn random_writes_cost_at_most_1_3_times_what_is_live(durability: Durability) {
         let rest = stored(world).await;
         let (_, sent) = put(gateway);
         println!(
-            "{durability:?}: {} MiB live of {} MiB written; stored at the last write {} % of what is live, at rest {} %; sent {} % of \
+            "{durability:?}, a flush for {flush_every} writes: {} MiB live of {} MiB written; stored at the last write {} % of what is live, at rest {} %; sent {} % of \
              what was written",
             live / MIB,
             guest / MIB,
@@ -100,6 +101,7 @@ fn random_writes_cost_at_most_1_3_times_what_is_live(durability: Durability) {
             sent * 100 / guest,
         );
         assert!(rest * 10 <= live * 13, "{rest} bytes are stored of {live} live ones");
+        assert!(sent * 10 <= guest * 13, "{sent} bytes were sent of {guest} written ones");
         for (n, block) in model.iter().enumerate().filter_map(|(n, block)| Some((n as u64, (*block)?))) {
             let read = volume.read(ByteRange::new(n * 4096, (n + 1) * 4096)).await.unwrap().concat();
             assert!(read.iter().all(|byte| *byte == block), "block {n}");
@@ -145,12 +147,17 @@ async fn behind_the_newest_checkpoint(world: &World) -> u64 {
 
 #[test]
 fn random_writes_to_an_object_clone_leave_at_most_1_3_times_what_is_live() {
-    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Object);
+    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Object, 97);
+}
+
+#[test]
+fn random_writes_that_are_each_flushed_leave_at_most_1_3_times_what_is_live() {
+    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Object, 1);
 }
 
 #[test]
 fn random_writes_to_a_local_clone_leave_at_most_1_3_times_what_is_live() {
-    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Local);
+    random_writes_cost_at_most_1_3_times_what_is_live(Durability::Local, 97);
 }
 
 #[test]
@@ -179,6 +186,56 @@ fn a_flush_of_an_object_clone_is_one_put_and_those_of_many_share_it() {
             volume.flush().await.unwrap();
         }
         assert_eq!(put(gateway).0, together);
+    });
+}
+
+/// A gateway beside the others whose requests for data take a hundredth of a second each.
+fn slow_reader(world: &World) -> SimGateway {
+    let slow = ThrottleConfig { wait_get_per_call: Duration::from_millis(10), ..ThrottleConfig::default() };
+    let objects = Arc::new(ThrottledStore::new(Arc::clone(&world.objects), slow));
+    world.gateway_on(2, objects, &Faults::none(), None).unwrap()
+}
+
+#[test]
+fn what_lies_in_many_small_objects_is_fetched_side_by_side() {
+    run(Durability::Object, async |world, _, volume| {
+        for n in 0..64 {
+            write(volume, n, u8::try_from(n).unwrap()).await;
+            volume.flush().await.unwrap();
+        }
+        let reader = slow_reader(world);
+        let volume = world.open(&reader).await.unwrap();
+        volume.read(ByteRange::new(SIZE - 4096, SIZE)).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let read = volume.read(ByteRange::new(0, 64 * 4096)).await.unwrap().concat();
+        assert!(read.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / 4096));
+        let took = begun.elapsed();
+        assert!(took <= Duration::from_millis(60), "64 requests of 10 ms took {took:?}");
+    });
+}
+
+#[test]
+fn a_reader_that_goes_straight_ahead_asks_for_each_object_once_and_seldom_waits() {
+    const BLOCKS: u64 = 1024;
+    run(Durability::Object, async |world, _, volume| {
+        for n in 0..BLOCKS {
+            write(volume, n, u8::try_from(n % 251).unwrap()).await;
+            volume.flush().await.unwrap();
+        }
+        let reader = slow_reader(world);
+        let volume = world.open(&reader).await.unwrap();
+        volume.read(ByteRange::new(SIZE - 4096, SIZE)).await.unwrap();
+        let (before, begun) = (reader.store.counts().of(Operation::Get).requests, tokio::time::Instant::now());
+        for n in 0..BLOCKS {
+            let read = volume.read(ByteRange::new(n * 4096, (n + 1) * 4096)).await.unwrap().concat();
+            assert!(read.iter().all(|byte| u64::from(*byte) == n % 251), "block {n}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let asked = reader.store.counts().of(Operation::Get).requests - before;
+        let took = begun.elapsed();
+        println!("{asked} requests, {took:?}");
+        assert!(asked <= BLOCKS + BLOCKS / 16, "{asked} requests for {BLOCKS} objects");
+        assert!(took <= Duration::from_millis(10 * BLOCKS / 4), "{BLOCKS} blocks took {took:?}");
     });
 }
 

@@ -82,7 +82,7 @@ impl DeltaCache {
         if end > object.facts.frames || end - first > LINE_FRAMES {
             return false;
         }
-        let Some(frames) = store.get_range_now(&object.key, frames_at(object, first, end)) else { return false };
+        let Some(frames) = store.get_range_now(&object.key(), frames_at(object, first, end)) else { return false };
         // What is damaged is for the slow way to fetch again and to tell.
         let Ok(bytes) = frame::take(&object.facts.nonce, first, &frames) else { return false };
         let begin = u64::from(first) * block;
@@ -138,9 +138,9 @@ impl DeltaCache {
     }
 
     async fn fetch_once(&self, store: &Store, object: &Object, first: u32, end: u32) -> Result<Bytes> {
-        let frames = store.get_range(&object.key, frames_at(object, first, end), None).await?;
+        let frames = store.get_range(&object.key(), frames_at(object, first, end), None).await?;
         frame::take(&object.facts.nonce, first, &frames)
-            .map_err(|e| e.on(object.key.to_string()).hint("run `clonegate fsck`; the other blocks are unharmed"))
+            .map_err(|e| e.on(object.key().to_string()).hint("run `clonegate fsck`; the other blocks are unharmed"))
     }
 }
 
@@ -157,5 +157,5 @@ fn part(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {
 }
 
 fn past_end(object: &Object) -> Error {
-    Error::internal("bad-map", "a run beyond the end of its object").on(object.key.to_string())
+    Error::internal("bad-map", "a run beyond the end of its object").on(object.key().to_string())
 }

@@ -124,7 +124,7 @@ impl Checker<'_> {
         for first in (0..facts.frames).step_by(STRIDE as usize) {
             let end = facts.frames.min(first + STRIDE);
             let at = |frame: u32| u64::from(facts.frames_at) + u64::from(frame) * FRAME_BYTES as u64;
-            let read = self.store.get_range(&object.key, ByteRange::new(at(first), at(end)), None).await;
+            let read = self.store.get_range(&object.key(), ByteRange::new(at(first), at(end)), None).await;
             match read.and_then(|bytes| frame::take(&facts.nonce, first, &bytes)) {
                 Ok(_) => verified += u64::from(end - first),
                 Err(error) => self.note_error(facts.name, size, &error)?,
@@ -281,7 +281,7 @@ async fn classify(
 
 async fn segment(checker: &mut Checker<'_>, object: &Object, epoch: Epoch, number: u64, size: u64) -> Result<()> {
     let beginning =
-        checker.store.get_range(&object.key, ByteRange::new(0, u64::from(object.facts.frames_at)), None).await;
+        checker.store.get_range(&object.key(), ByteRange::new(0, u64::from(object.facts.frames_at)), None).await;
     let right = beginning.and_then(|bytes| decode_segment(&bytes, size)).and_then(|(record, at)| {
         let facts = object.facts;
         let same = record.clone == checker.clone && record.epoch == epoch && record.number == number;

@@ -7,7 +7,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use clonegate_core::format::log::{Change, ObjectName, Position};
-use clonegate_core::limits::UNLINK_OBJECTS_MAX;
 use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{ErrorKind, Result};
 use futures::{FutureExt, StreamExt, stream};
@@ -139,7 +138,6 @@ pub async fn garbage(
     let known: HashSet<ObjectName> = dead.iter().copied().collect();
     memory.since.retain(|name, _| known.contains(name));
     dead.retain(|name| now.duration_since(*memory.since.entry(*name).or_insert(now)) >= grace);
-    dead.truncate(UNLINK_OBJECTS_MAX);
     Ok(dead)
 }
 

@@ -43,6 +43,10 @@ pub struct DeltaSettings {
     pub checkpoint_records: u64,
     /// Bytes of commit records after which a checkpoint is due.
     pub checkpoint_bytes: u64,
+    /// Small objects of commits that all volumes together have before the oldest are folded: each takes some memory, and a request to read.
+    pub small_objects: usize,
+    /// As many a volume may have in any case, and at most.
+    pub small_objects_per_volume: (usize, usize),
     /// How long an object that nothing needs any more is left for readers of other gateways.
     pub grace: Duration,
     /// How long a reset can be undone.
@@ -64,6 +68,8 @@ impl Default for DeltaSettings {
             upload_lag: Duration::from_millis(800),
             checkpoint_records: CHECKPOINT_RECORDS,
             checkpoint_bytes: CHECKPOINT_BYTES,
+            small_objects: 1 << 20,
+            small_objects_per_volume: (4096, 65_536),
             grace: Duration::from_secs(15 * 60),
             undo_window: Duration::from_secs(24 * 3600),
             staleness: Duration::from_secs(5),
@@ -157,6 +163,12 @@ impl Engine {
     pub fn dirty_bytes(&self) -> u64 {
         let free = self.budget.available_permits() as u64 * BUDGET_UNIT;
         self.settings.dirty_bytes.saturating_sub(free)
+    }
+
+    /// Small objects that each of the volumes that are open may have before the oldest of them are folded.
+    pub(crate) fn small_objects_max(&self) -> usize {
+        let (least, most) = self.settings.small_objects_per_volume;
+        (self.settings.small_objects / self.open.lock().len().max(1)).clamp(least, most)
     }
 
     /// Clones of which the journal held flushed writes at start. Open them: what is not in the store yet goes there.

@@ -61,29 +61,37 @@ pub fn is_wasteful(state: &LogState, slack: u64) -> bool {
     stored > live + live / 5 + slack
 }
 
-/// What one segment can take of what is worth folding while the volume is written: `least` objects at least, unless a lot of
-/// space comes back. What is written over in the meantime need not be folded, so it waits.
-pub fn plan(state: &LogState, least: usize) -> Option<FoldPlan> {
+/// What one segment can take while the volume is written, which is little, since most of what is written is soon written over: the oldest of the
+/// small objects, when there are more than `small_max`, for what is left of them is likely to stay; or, when as much is dead as is live, what
+/// is dead for the most part, the worst first, until that is three quarters.
+pub fn plan(state: &LogState, small_max: usize) -> Option<FoldPlan> {
     let live = live_frames(state);
-    let (mut candidates, mut dead) = (Vec::new(), 0);
+    let (mut small, mut sparse, mut dead) = (Vec::new(), Vec::new(), 0);
     for (index, object) in state.objects.iter() {
         let Some(&blocks) = live.get(&index) else { continue };
         let frames = u64::from(object.facts.frames);
         dead += frames - blocks.min(frames);
-        if object.facts.frames < SMALL_FRAMES || blocks * 2 < frames {
-            candidates.push((blocks, index));
+        if object.facts.frames < SMALL_FRAMES {
+            small.push((object.facts.name, blocks, index));
+        }
+        if blocks * 2 < frames {
+            sparse.push((blocks * 1024 / frames, blocks, frames, index));
         }
     }
+    if small.len() > small_max.max(1) {
+        small.sort_unstable();
+        small.truncate((small.len() - small_max / 4 * 3).max(2));
+        return choose(state, small.into_iter().map(|(_, blocks, index)| (blocks, index)));
+    }
     let all: u64 = live.values().sum();
-    if candidates.len() < least.max(2) && (dead < u64::from(SEGMENT_BLOCKS_MAX) / 4 || dead < all) {
+    if dead < all.max(u64::from(SEGMENT_BLOCKS_MAX) / 4) {
         return None;
     }
-    candidates.sort_unstable();
-    choose(state, candidates)
+    choose(state, worst_first(sparse, dead, all / 4 * 3))
 }
 
-/// What one segment can take of a volume that rests: the objects that are dead for the most part first, until a tenth of what
-/// it needs, and `slack` blocks, are dead at most.
+/// What one segment can take of a volume that rests: the objects that are dead for the most part first, until a sixth of what
+/// it needs, and half of `slack` blocks, are dead at most.
 pub fn plan_at_rest(state: &LogState, slack: u64) -> Option<FoldPlan> {
     let live = live_frames(state);
     let all: u64 = live.values().sum();
@@ -99,20 +107,25 @@ pub fn plan_at_rest(state: &LogState, slack: u64) -> Option<FoldPlan> {
     if dead <= all / 5 + slack {
         return None;
     }
+    choose(state, worst_first(candidates, dead, all / 6 + slack / 2))
+}
+
+/// Of these (share that is live, live blocks, frames, index), the ones to fold so that of `dead` blocks at most `enough` are left.
+fn worst_first(
+    mut candidates: Vec<(u64, u64, u64, u32)>,
+    mut dead: u64,
+    enough: u64,
+) -> impl Iterator<Item = (u64, u32)> {
     candidates.sort_unstable();
-    let mut chosen = Vec::new();
-    for (_, blocks, frames, index) in candidates {
-        if dead <= all / 10 + slack / 2 {
-            break;
-        }
-        dead -= frames - blocks;
-        chosen.push((blocks, index));
-    }
-    choose(state, chosen)
+    candidates.into_iter().map_while(move |(_, blocks, frames, index)| {
+        let more = dead > enough;
+        dead = dead.saturating_sub(frames - blocks);
+        more.then_some((blocks, index))
+    })
 }
 
 /// The first of these objects, each with its live blocks, as far as one segment goes.
-fn choose(state: &LogState, candidates: Vec<(u64, u32)>) -> Option<FoldPlan> {
+fn choose(state: &LogState, candidates: impl Iterator<Item = (u64, u32)>) -> Option<FoldPlan> {
     let (mut blocks, mut chosen) = (0, HashMap::new());
     for (live, index) in candidates {
         if blocks + live > u64::from(SEGMENT_BLOCKS_MAX) {
@@ -196,11 +209,11 @@ async fn read(store: &Store, object: &Object, first: u32, end: u32) -> Result<By
     let range = ByteRange::new(at(first), at(end));
     let mut again = false;
     loop {
-        let frames = store.get_range(&object.key, range, None).await?;
+        let frames = store.get_range(&object.key(), range, None).await?;
         match frame::take(&object.facts.nonce, first, &frames) {
             Ok(bytes) => return Ok(bytes),
             Err(_) if !again => again = true,
-            Err(error) => return Err(error.on(object.key.to_string())),
+            Err(error) => return Err(error.on(object.key().to_string())),
         }
     }
 }

@@ -18,13 +18,13 @@ pub fn key_of(clone: CloneId, name: ObjectName) -> Key {
     }
 }
 
-/// One object that holds blocks; never changes.
+/// One object that holds blocks; never changes. Small: a volume that is flushed after each write has one for each block.
 #[derive(Debug)]
 pub struct Object {
     /// Names it in caches of this process.
     pub uid: u64,
-    /// Its key.
-    pub key: Key,
+    /// The volume that it is of.
+    clone: CloneId,
     /// Its name, nonce and frames.
     pub facts: BlockObject,
 }
@@ -35,7 +35,12 @@ impl Object {
     /// The object of a clone.
     pub fn new(clone: CloneId, facts: BlockObject) -> Arc<Self> {
         let uid = NEXT_UID.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { uid, key: key_of(clone, facts.name), facts })
+        Arc::new(Self { uid, clone, facts })
+    }
+
+    /// Its key.
+    pub fn key(&self) -> Key {
+        key_of(self.clone, self.facts.name)
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, ErrorKind, Result};
 
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+
 use super::core::{Core, Role};
 use super::plan::{Piece, Plan, plan};
 use crate::delta::Engine;
@@ -14,6 +16,8 @@ use crate::store::Store;
 
 /// Bytes that are fetched ahead of a sequential reader.
 const READAHEAD_BYTES: u64 = 1 << 20;
+/// Pieces that are fetched side by side.
+const IN_FLIGHT: usize = 16;
 /// Times that a read is begun anew because objects were collected under it.
 const ATTEMPTS: u32 = 4;
 
@@ -81,34 +85,30 @@ impl Core {
     fn note_read(self: &Arc<Self>, range: ByteRange) {
         let before = self.read_end.swap(range.end(), Ordering::Relaxed);
         if before != range.start() || range.start() == 0 {
+            self.ahead_end.store(0, Ordering::Relaxed);
             return;
         }
-        let ahead = ByteRange::new(range.end(), (range.end() + READAHEAD_BYTES).min(self.record.size));
-        let plan = plan(&self.state.read(), ahead);
-        let missing: Vec<Piece> = plan
-            .pieces
-            .into_iter()
-            .filter(|piece| match piece {
-                Piece::Object { object, from, .. } => {
-                    !self.engine.cache.try_read(object, *from, from + 1, &mut Segments::new())
-                }
-                _ => false,
-            })
-            .collect();
-        // Only when the reader has come to the last that is there: not for every small read within it.
-        if !missing.first().is_some_and(|piece| matches!(piece, Piece::Object { .. })) || missing.len() > 64 {
+        // What was begun for an earlier read of the same row is not begun again, and not for every small read a little more.
+        let to = (range.end() + READAHEAD_BYTES).min(self.record.size);
+        let begun = self.ahead_end.load(Ordering::Relaxed).clamp(range.end(), to);
+        if to == begun || (begun > range.end() && to - begun < READAHEAD_BYTES / 2) {
+            return;
+        }
+        self.ahead_end.store(to, Ordering::Relaxed);
+        let ahead = ByteRange::new(begun, to);
+        let mut ahead = plan(&self.state.read(), ahead);
+        ahead.pieces.retain(|piece| match piece {
+            Piece::Object { object, from, .. } => {
+                !self.engine.cache.try_read(object, *from, *from + 1, &mut Segments::new())
+            }
+            _ => false,
+        });
+        if ahead.pieces.is_empty() {
             return;
         }
         let core = Arc::clone(self);
-        self.engine.handle.spawn(async move {
-            for piece in missing {
-                if let Piece::Object { object, from, to } = piece
-                    && core.engine.cache.read(&core.store, &object, from, to).await.is_err()
-                {
-                    return;
-                }
-            }
-        });
+        // An error is for the read that needs it to tell.
+        self.engine.handle.spawn(async move { fetch_ahead(&core.engine, &core.store, &ahead).await.ok() });
     }
 
     /// See [`crate::device::Device::extents`].
@@ -147,33 +147,44 @@ pub(super) fn try_gather(engine: &Engine, store: &Store, plan: &Plan, length: u6
     (planned == length).then_some(out)
 }
 
-/// The bytes of a plan.
+/// The bytes of a plan; what has to be fetched is fetched side by side.
 pub(super) async fn gather(engine: &Arc<Engine>, store: &Store, plan: &Plan, length: u64) -> Result<Segments> {
-    let mut out = Segments::new();
-    let mut planned = 0;
-    for piece in &plan.pieces {
-        planned += piece.len();
-        match piece {
-            Piece::Memory(bytes) => out.push(bytes.clone()),
-            Piece::Zero(length) => zeroes(&mut out, *length),
-            Piece::Base(range) => match &plan.base {
-                Some(base) => out.extend(base.read(*range).await?),
-                None => return Err(Error::internal("bad-plan", "a piece of a base that is not there")),
-            },
-            Piece::Object { object, from, to } => {
-                if engine.cache.try_read(object, *from, *to, &mut out) {
-                    continue;
-                }
-                // A task of its own, on the runtime that store IO runs on: the asker may go away.
-                let (store, object, from, to) = (store.clone(), Arc::clone(object), *from, *to);
-                let shared = Arc::clone(engine);
-                let task = engine.handle.spawn(async move { shared.cache.read(&store, &object, from, to).await });
-                out.extend(task.await.map_err(|_| stopping())??);
-            }
-        }
-    }
+    let planned: u64 = plan.pieces.iter().map(Piece::len).sum();
     if planned != length {
         return Err(Error::internal("bad-plan", format!("{planned} bytes planned of {length}")));
+    }
+    if let [piece] = plan.pieces.as_slice() {
+        return fetch(engine, store, plan, piece).await;
+    }
+    let reads: Vec<_> = plan.pieces.iter().map(|piece| fetch(engine, store, plan, piece).boxed()).collect();
+    let mut out = Segments::new();
+    let mut parts = stream::iter(reads).buffered(IN_FLIGHT);
+    while let Some(part) = parts.try_next().await? {
+        out.extend(part);
+    }
+    Ok(out)
+}
+
+/// The bytes of one piece of a plan.
+async fn fetch(engine: &Arc<Engine>, store: &Store, plan: &Plan, piece: &Piece) -> Result<Segments> {
+    let mut out = Segments::new();
+    match piece {
+        Piece::Memory(bytes) => out.push(bytes.clone()),
+        Piece::Zero(length) => zeroes(&mut out, *length),
+        Piece::Base(range) => match &plan.base {
+            Some(base) => return base.read(*range).await,
+            None => return Err(Error::internal("bad-plan", "a piece of a base that is not there")),
+        },
+        Piece::Object { object, from, to } => {
+            if engine.cache.try_read(object, *from, *to, &mut out) {
+                return Ok(out);
+            }
+            // A task of its own, on the runtime that store IO runs on: the asker may go away.
+            let (store, object, from, to) = (store.clone(), Arc::clone(object), *from, *to);
+            let shared = Arc::clone(engine);
+            let task = engine.handle.spawn(async move { shared.cache.read(&store, &object, from, to).await });
+            return task.await.map_err(|_| stopping())?;
+        }
     }
     Ok(out)
 }
@@ -202,16 +213,17 @@ pub(super) async fn extents_of(plan: &Plan, range: ByteRange) -> Result<Vec<Exte
 
 /// Fetches what a plan says into the caches.
 pub(super) async fn fetch_ahead(engine: &Engine, store: &Store, plan: &Plan) -> Result<()> {
-    for piece in &plan.pieces {
-        match (piece, &plan.base) {
-            (Piece::Base(range), Some(base)) => base.prefetch(*range).await?,
-            (Piece::Object { object, from, to }, _) => {
-                engine.cache.read(store, object, *from, *to).await?;
-            }
-            _ => {}
-        }
+    let fetches: Vec<_> =
+        plan.pieces.iter().map(|piece| fetch_piece_ahead(engine, store, plan, piece).boxed()).collect();
+    stream::iter(fetches).buffer_unordered(IN_FLIGHT).try_collect().await
+}
+
+async fn fetch_piece_ahead(engine: &Engine, store: &Store, plan: &Plan, piece: &Piece) -> Result<()> {
+    match (piece, &plan.base) {
+        (Piece::Base(range), Some(base)) => base.prefetch(*range).await,
+        (Piece::Object { object, from, to }, _) => engine.cache.read(store, object, *from, *to).await.map(drop),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 pub(super) fn gone(error: Error) -> Error {

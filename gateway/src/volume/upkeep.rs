@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clonegate_core::format::checkpoint::CheckpointRecord;
 use clonegate_core::format::log::{Change, ObjectName, Position};
+use clonegate_core::limits::UNLINK_OBJECTS_MAX;
 use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{Error, Result};
 use tokio::time::Instant;
@@ -37,8 +38,11 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Of a run in a checkpoint, about.
 const RUN_BYTES: usize = 16;
-/// As many times the size of the last checkpoint are written before the next one.
+/// As many times the size of the last checkpoint are written before the next one; of records so many that reading them takes long, fewer.
 const CHECKPOINTS_WORTH: u64 = 16;
+const CHECKPOINTS_WORTH_OF_MANY: u64 = 8;
+/// Records of one round that name garbage.
+const UNLINKS_MAX: usize = 16;
 
 /// A volume whose bytes did not change for so long is at rest.
 const REST: Duration = Duration::from_secs(45);
@@ -120,19 +124,21 @@ fn slack(settings: &DeltaSettings) -> u64 {
 /// Whether so much lies behind the last checkpoint that the next is due. A large checkpoint is worth more records: what it costs to write, and
 /// what it costs to read them at the next opening, are kept in proportion.
 fn checkpoint_due(log: &LogState, settings: &DeltaSettings) -> bool {
-    let (last, records) = (log.checkpoint_bytes, settings.checkpoint_records);
-    log.bytes_since >= settings.checkpoint_bytes.max(CHECKPOINTS_WORTH * last)
-        || (log.records_since >= records && log.bytes_since >= last)
-        || log.records_since >= records.saturating_mul(16)
+    is_behind(log, settings.checkpoint_bytes, settings.checkpoint_records, 32)
 }
 
 /// Whether the next checkpoint cannot wait until folding and collecting are due as well. A volume that is written at full speed has one for
 /// some hundreds of megabytes, which cost less than a tenth of a second at the next opening.
 fn checkpoint_overdue(log: &LogState, settings: &DeltaSettings) -> bool {
-    let (last, records) = (log.checkpoint_bytes, settings.checkpoint_records);
-    log.bytes_since >= (4 * settings.checkpoint_bytes).max(CHECKPOINTS_WORTH * last)
-        || (log.records_since >= records.saturating_mul(16) && log.bytes_since >= last)
-        || log.records_since >= records.saturating_mul(64)
+    is_behind(log, 4 * settings.checkpoint_bytes, settings.checkpoint_records.saturating_mul(16), 4)
+}
+
+/// Whether so many bytes or records are behind the last checkpoint as it is worth, or, whatever it is worth, `most` times so many records.
+fn is_behind(log: &LogState, bytes: u64, records: u64, most: u64) -> bool {
+    let last = log.checkpoint_bytes;
+    log.bytes_since >= bytes.max(CHECKPOINTS_WORTH * last)
+        || (log.records_since >= records && log.bytes_since >= CHECKPOINTS_WORTH_OF_MANY * last)
+        || log.records_since >= records.saturating_mul(most)
 }
 
 impl Committer {
@@ -212,10 +218,12 @@ impl Committer {
             Ok(objects) => {
                 house.look = waits.then(|| Instant::now() + AGAIN);
                 self.settle().await?;
-                let (record, upto) = self.record(Change::Unlink { objects: objects.clone() }, 0, None);
-                self.put_alone(record, upto).await?;
-                if let Some(last) = &mut house.last {
-                    last.own_records += 1;
+                for objects in objects.chunks(UNLINK_OBJECTS_MAX) {
+                    let (record, upto) = self.record(Change::Unlink { objects: objects.to_vec() }, 0, None);
+                    self.put_alone(record, upto).await?;
+                    if let Some(last) = &mut house.last {
+                        last.own_records += 1;
+                    }
                 }
                 let core = Arc::clone(&self.core);
                 let asked = std::mem::take(&mut self.tended);
@@ -242,13 +250,13 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
     let settings = &core.engine.settings;
     let epoch = core.state.read().log.at.map(|at| at.epoch);
     let Some(epoch) = epoch else { return Ok(Swept::default()) };
-    let least = usize::try_from(settings.checkpoint_records / 2).unwrap_or(usize::MAX);
+    let small_max = core.engine.small_objects_max();
     let (mut swept, mut failed) = (Swept::default(), None);
     for _ in 0..FOLDS_MAX {
         let state = core.state.read().log.clone();
         let plan = match house.resting {
             true => fold::plan_at_rest(&state, slack(settings)),
-            false => fold::plan(&state, least),
+            false => fold::plan(&state, small_max),
         };
         let Some(plan) = plan else { break };
         house.segments += 1;
@@ -278,6 +286,7 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
     let state = core.state.read().log.clone();
     let (at, needed) = (last.at, &last.needed);
     swept.garbage = collect::garbage(&core.store, &state, at, needed, settings.grace, &mut house.memory).await?;
+    swept.garbage.truncate(UNLINKS_MAX * UNLINK_OBJECTS_MAX);
     forget_objects(core, &state);
     Ok(swept)
 }

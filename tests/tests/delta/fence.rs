@@ -282,6 +282,7 @@ async fn run(seed: u64) -> Figures {
     world.clock = clonegate::clock::Clock::simulated(seed);
     world.settings.checkpoint_records = 4;
     world.settings.checkpoint_bytes = 16 * 4096;
+    world.settings.small_objects_per_volume = (2, 2);
     let world = Arc::new(world);
     let (gates, shared) = (Arc::<Gates>::default(), Shared::default());
     let mut schedule = Schedule {
