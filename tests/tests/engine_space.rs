@@ -189,6 +189,37 @@ fn a_flush_of_an_object_clone_is_one_put_and_those_of_many_share_it() {
     });
 }
 
+#[test]
+fn of_too_many_small_objects_the_oldest_are_folded_and_the_others_stay() {
+    const MOST: usize = 64;
+    let mut world = world(Durability::Object);
+    world.settings.small_objects_per_volume = (MOST, MOST);
+    world.settings.checkpoint_records = 32;
+    let runtime = runtime();
+    world.clock = runtime.block_on(async { Clock::simulated(7) });
+    runtime.block_on(async {
+        let gateway = world.gateway(1, &Faults::none(), None).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        let blocks = 10 * MOST as u64;
+        for n in 0..blocks {
+            write(&volume, n * 3, u8::try_from(n % 251).unwrap()).await;
+            volume.flush().await.unwrap();
+        }
+        // Longer than garbage waits, so that what was folded is gone.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let listing = Listing::read(&world.store(), world.record.id).await.unwrap();
+        let data: Vec<_> = listing.logs.iter().filter(|(_, size)| *size > 4096).collect();
+        println!("{} records and {} segments hold {blocks} blocks", data.len(), listing.segments.len());
+        assert!(data.len() <= MOST + 32, "{} small objects are left", data.len());
+        assert!(data.len() >= MOST / 2, "the newest were folded too: {} are left", data.len());
+        assert!(!listing.segments.is_empty());
+        for n in 0..blocks {
+            let read = volume.read(ByteRange::new(n * 3 * 4096, (n * 3 + 1) * 4096)).await.unwrap().concat();
+            assert!(read.iter().all(|byte| u64::from(*byte) == n % 251), "block {n}");
+        }
+    });
+}
+
 /// A gateway beside the others whose requests for data take a hundredth of a second each.
 fn slow_reader(world: &World) -> SimGateway {
     let slow = ThrottleConfig { wait_get_per_call: Duration::from_millis(10), ..ThrottleConfig::default() };
