@@ -1,6 +1,6 @@
 #!/bin/bash
 # Measures writes to a clone beside qemu-nbd on a qcow2 overlay: one client for all (`clonegate bench nbd`), one base, rounds in turn.
-# Usage: delta.sh [--rounds N] [--secs N] [--mib N] [--amplification SECS] [--out FILE]
+# Usage: delta.sh [--rounds N] [--secs N] [--mib N] [--work WORDS] [--amplification SECS] [--out FILE]
 # Builds nothing: PROGRAM (default target/release/clonegate) is gateway and client. Everything lies below TMPDIR, which should be on the
 # disk that is to be measured. ZEROFS=URI adds a server that runs already; RGW=ENDPOINT with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
 # BUCKET adds clones of durability `object` there. Prints Markdown; a ratio is to qemu-nbd, cache=none, of the same round.
@@ -21,6 +21,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--secs", type=float, default=3)
 parser.add_argument("--mib", type=int, default=256)
+parser.add_argument("--work", default="", help="only the works whose names have these words")
 parser.add_argument("--amplification", type=float, default=30, help="seconds of writes; folding is counted until two minutes later; 0: leave it out")
 parser.add_argument("--out", default="")
 options = parser.parse_args()
@@ -108,6 +109,7 @@ WORK = {
     "64 KiB sequential write, depth 8": dict(block="64KiB", write=100, depth=8, sequential=True),
     "4 KiB random, 70 % reads, depth 32": dict(block="4KiB", write=30, depth=32),
 }
+WORK = {work: how for work, how in WORK.items() if options.work in work}
 # Everything is written once before, so that the overlay has its clusters and the clones their maps.
 for url in peers.values():
     bench([url], block="64KiB", write=100, depth=8, sequential=True)

@@ -81,7 +81,8 @@ fn a_looping_plugin_harms_nobody_while_clones_are_made_and_read_and_plugins_exch
         // The looping one fails what was recorded, and stays outside.
         let refused = gateway.cli(&["plugin", "install", &looping(), "--name", "mine", "--accept-differences"]);
         assert!(!refused.status.success());
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("fails"), "{refused:?}");
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(told.contains("fails") && told.contains(&looping()), "{refused:?}");
         let made = making.join();
         done.store(true, Ordering::Relaxed);
         made.unwrap();

@@ -1,5 +1,6 @@
 //! How a command fails: one clear line and an exit code, whether the failure is ours or came over REST.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clonegate_core::{Error, ErrorKind};
@@ -29,6 +30,16 @@ impl Failure {
             }
         }
         ExitCode::from(self.exit)
+    }
+}
+
+impl Failure {
+    /// Says which file of the caller's was refused: who has it only by its bytes cannot. A server that is not there has refused none.
+    pub(super) fn about(mut self, file: &Path) -> Self {
+        if self.exit != ErrorKind::Unavailable.exit_code() {
+            self.text.insert_str(0, &format!("{}: ", file.display()));
+        }
+        self
     }
 }
 

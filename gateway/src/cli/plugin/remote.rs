@@ -28,7 +28,8 @@ pub(super) async fn install(
     let component = read(file, FILE_BYTES_MAX)?;
     let mut query: Vec<(&str, String)> = name.map(|name| ("name", name)).into_iter().collect();
     query.extend([("accept_differences", accept_differences.to_string()), ("dry_run", dry_run.to_string())]);
-    let report: Value = session.client()?.upload("plugins", &query, component.into()).await?;
+    let sent = session.client()?.upload("plugins", &query, component.into()).await;
+    let report: Value = sent.map_err(|failure| failure.about(file))?;
     if session.form == Form::Json {
         output::json(&report);
         return Ok(());
