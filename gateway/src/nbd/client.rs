@@ -13,7 +13,7 @@ use clonegate_core::nbd::reply::{self, kind};
 use clonegate_core::nbd::{
     Command, DEFAULT_PORT, INIT_MAGIC, OPTION_MAGIC, Reply, Request, Style, command_flags, handshake_flags,
 };
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 use percent_encoding::percent_decode_str;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -87,7 +87,7 @@ impl fmt::Display for NbdUri {
 /// What a client asks for in the handshake.
 #[derive(Debug, Clone, Default)]
 pub struct Wish {
-    /// Headers and replies.
+    /// Headers and replies; a server that does not know them gets the next plainer ones.
     pub style: Style,
     /// Metadata contexts by name.
     pub contexts: Vec<String>,
@@ -180,11 +180,7 @@ impl Connection {
             let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
             io = Box::new(connector.connect(name, io).await.map_err(lost)?);
         }
-        match wish.style {
-            Style::Simple => {}
-            Style::Structured => drop(negotiate(&mut io, &OptionRequest::StructuredReply).await?),
-            Style::Extended => drop(negotiate(&mut io, &OptionRequest::ExtendedHeaders).await?),
-        }
+        let style = agree(&mut io, wish.style).await?;
         if !wish.contexts.is_empty() {
             let choose = OptionRequest::SetMetaContext(uri.export.clone(), wish.contexts.clone());
             negotiate(&mut io, &choose).await?;
@@ -197,7 +193,7 @@ impl Connection {
         let (size, flags) = export.ok_or_else(|| broken("the server did not tell the size of the export"))?;
         Ok(Self {
             io,
-            style: wish.style,
+            style,
             size,
             flags,
             input: BytesMut::with_capacity(INPUT_BYTES),
@@ -400,6 +396,20 @@ fn take_chunk(response: &mut Response, chunk: u16, extended: bool, mut payload: 
     Ok(())
 }
 
+/// The style that the server takes, this one at best.
+async fn agree(io: &mut Box<dyn Stream>, wished: Style) -> Result<Style> {
+    let plainer = match wished {
+        Style::Simple => return Ok(Style::Simple),
+        Style::Structured => (OptionRequest::StructuredReply, Style::Simple),
+        Style::Extended => (OptionRequest::ExtendedHeaders, Style::Structured),
+    };
+    match negotiate(io, &plainer.0).await {
+        Ok(_) => Ok(wished),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Box::pin(agree(io, plainer.1)).await,
+        Err(error) => Err(error),
+    }
+}
+
 /// Sends one option; gives its replies but the last, which is `ACK`.
 async fn negotiate(io: &mut Box<dyn Stream>, request: &OptionRequest) -> Result<Vec<OptionReply>> {
     let mut out = Vec::new();
@@ -425,7 +435,8 @@ async fn negotiate(io: &mut Box<dyn Stream>, request: &OptionRequest) -> Result<
 }
 
 fn refused(refusal: &Refusal) -> Error {
-    let message = format!("the server refuses: {}", refusal.message);
+    let reason = if refusal.message.is_empty() { "it gives no reason" } else { &refusal.message };
+    let message = format!("the server refuses: {reason}");
     match refusal.code {
         option::reply::ERR_UNKNOWN => Error::not_found("nbd-refused", message),
         option::reply::ERR_UNSUP => Error::unsupported("nbd-refused", message),

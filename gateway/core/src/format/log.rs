@@ -270,6 +270,9 @@ pub fn decode_extents(table: &[u8], frames: u32) -> Result<Vec<LogExtent>> {
         if blocks == 0 {
             return Err(wrong("is empty"));
         }
+        if u64::from(blocks) > EXTENT_BLOCKS_MAX {
+            return Err(wrong("is longer than any that is written"));
+        }
         if start.checked_add(u64::from(blocks)).is_none_or(|end| end > VOLUME_BYTES_MAX / BLOCK_BYTES) {
             return Err(wrong("lies outside of any volume"));
         }
@@ -407,7 +410,10 @@ mod tests {
     fn an_extent_outside_of_volume_or_record_is_refused() {
         let table = |start, blocks, frame| encode_extents(&[LogExtent { start: BlockIndex(start), blocks, frame }]);
         assert!(decode_extents(&table(0, 2, Some(0)), 2).is_ok());
-        for bad in [table(0, 0, None), table(u64::MAX, 1, None), table(1 << 34, 1, None), table(0, 3, Some(0))] {
+        assert!(decode_extents(&table(0, 1 << 31, None), 0).is_ok());
+        let longer = table(0, (1 << 31) + 1, None);
+        for bad in [table(0, 0, None), table(u64::MAX, 1, None), table(1 << 34, 1, None), table(0, 3, Some(0)), longer]
+        {
             assert_eq!(decode_extents(&bad, 2).unwrap_err().code(), "bad-extent");
         }
     }
