@@ -8,8 +8,12 @@ use bytes::Bytes;
 use clonegate::clock::Clock;
 use clonegate::device::{Device, WriteOptions};
 use clonegate::lifecycle::views::{CreateClones, CreateDisk, DurabilityView};
+use clonegate::store::keys;
 use clonegate::volume::Volume;
 use clonegate_core::format::clone::Durability;
+use clonegate_core::format::envelope;
+use clonegate_core::format::log::EpochRecord;
+use clonegate_core::ids::{Epoch, GatewayId};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{ErrorKind, Result};
 use clonegate_tests::faults::{FaultStore, Faults};
@@ -233,4 +237,63 @@ fn a_damaged_entry_of_nobody_knows_whom_asks_for_a_yes_for_every_clone_that_was_
             closed.close().await.unwrap();
         });
     }
+}
+
+/// As another gateway that claims a clone and dies before it opens it.
+async fn claim_in_passing(world: &World, epoch: u64) {
+    let record = EpochRecord {
+        clone: world.record.id,
+        epoch: Epoch(epoch),
+        nonce: world.clock.nonce(),
+        gateway: GatewayId::from_bytes([9; 16]),
+        journal: None,
+        claimed_ms: world.clock.now_ms(),
+    };
+    let key = keys::epoch(world.record.id, Epoch(epoch));
+    world.store().put_new(&key, envelope::encode(&record).unwrap()).await.unwrap();
+}
+
+#[test]
+fn what_an_owner_flushed_before_it_ended_in_a_living_process_is_there_when_it_is_opened_again() {
+    let mut world = World::new(9, Durability::Local, SIZE);
+    let directory = tempfile::tempdir().unwrap();
+    let journal = directory.path().join("journal");
+    let mut wanted = world.born(1);
+    life(&mut world, 1, async |world| {
+        let gateway = world.gateway(1, &Faults::none(), Some(&journal)).unwrap();
+        for round in 1..=3u8 {
+            let volume = world.open(&gateway).await.unwrap();
+            let epoch = u64::from(round) * 3 - 2;
+            put(&volume, 0, round).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            // Within the upload lag: the journal alone has it.
+            for block in 1..=5u8 {
+                put(&volume, u64::from(block), 10 * round + block).await.unwrap();
+            }
+            claim_in_passing(world, epoch + 1).await;
+            // What is known is older than it may be, so a read looks whether it is still so.
+            let error = volume.read(ByteRange::new(0, 4096)).await.unwrap_err();
+            assert_eq!(error.code(), "taken-over", "round {round}");
+            drop(volume);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(gateway.engine.pending_clones(), [world.record.id], "nobody would ship it");
+            let volume = world.open(&gateway).await.unwrap();
+            wanted[..4096].fill(round);
+            for block in 1..=5u8 {
+                let at = usize::from(block) * 4096;
+                wanted[at..at + 4096].fill(10 * round + block);
+            }
+            assert!(read_all(&volume).await.unwrap() == wanted, "round {round}: flushed writes are gone");
+            assert!(!volume.status().lost_tail && gateway.engine.pending_clones().is_empty());
+            put(&volume, 9, round).await.unwrap();
+            wanted[9 * 4096..10 * 4096].fill(round);
+            volume.close().await.unwrap();
+        }
+    });
+    // Nor does anything of it come back over what was written later.
+    life(&mut world, 2, async |world| {
+        let gateway = world.gateway(1, &Faults::none(), Some(&journal)).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        assert!(read_all(&volume).await.unwrap() == wanted);
+    });
 }

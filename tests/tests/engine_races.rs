@@ -349,3 +349,51 @@ fn two_gateways_never_say_one_version_of_different_bytes_of_an_ephemeral_volume(
         );
     });
 }
+
+#[test]
+fn a_store_that_takes_nothing_stops_no_writes_to_another() {
+    for durability in [Durability::Object, Durability::Local] {
+        let mut world = world(durability);
+        world.record.size = 4 << 20;
+        life(&mut world, 1, async |world| {
+            let directory = tempfile::tempdir().unwrap();
+            let journal = directory.path().join("journal");
+            let one = world.gateway(1, &Faults::none(), Some(&journal)).unwrap();
+            let beside = World::new(2, durability, SIZE);
+            let there = beside.gateway(2, &Faults::none(), None).unwrap();
+            // Both stores are of one gateway.
+            let two = SimGateway { engine: Arc::clone(&one.engine), ..there };
+            let healthy = beside.open_sibling(&two, 99).await.unwrap();
+            let mut busy = Vec::new();
+            for n in 1..=8 {
+                let volume = world.open_sibling(&one, n).await.unwrap();
+                write(&volume, 0, 1, FUA).await.unwrap();
+                busy.push(volume);
+            }
+            one.faults.outage();
+            // Twice as much as the whole gateway may hold, all of it waiting for the first store.
+            let writers: Vec<_> = busy
+                .iter()
+                .map(|volume| {
+                    let volume = Arc::clone(volume);
+                    tokio::spawn(async move {
+                        for block in 0..512 {
+                            write(&volume, block, 7, LATER).await.unwrap();
+                        }
+                    })
+                })
+                .collect();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert!(writers.iter().all(|writer| !writer.is_finished()), "there is room for everything");
+            for block in 0..60 {
+                let written = write(&healthy, block, 5, FUA);
+                let within = Duration::from_secs(30);
+                tokio::time::timeout(within, written).await.expect("it waits for the other store").unwrap();
+            }
+            one.faults.heal();
+            for writer in writers {
+                writer.await.unwrap();
+            }
+        });
+    }
+}

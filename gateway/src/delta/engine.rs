@@ -1,9 +1,9 @@
 //! What the volumes of one gateway share: settings, clock, runtime, the cache of delta blocks, the dirty budget.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use clonegate_core::ids::{CloneId, GatewayId};
@@ -18,6 +18,7 @@ use super::cache::DeltaCache;
 use super::journal::{Journal, JournalSettings};
 use super::unsettled::Unsettled;
 use crate::clock::Clock;
+use crate::store::Store;
 
 /// How deltas are kept. Sizes in bytes.
 #[derive(Debug, Clone)]
@@ -31,7 +32,7 @@ pub struct DeltaSettings {
     pub journal_inline: bool,
     /// Says that the disk of the journal has no room left: for simulations.
     pub journal_full: Arc<AtomicBool>,
-    /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it.
+    /// Most bytes that are accepted and not in the store, all volumes together; writes wait above it. Those of one store have three quarters of it.
     pub dirty_bytes: u64,
     /// The same for one volume.
     pub dirty_bytes_per_volume: u64,
@@ -104,6 +105,8 @@ pub struct Engine {
     pub handle: Handle,
     pub(crate) cache: DeltaCache,
     pub(crate) budget: Arc<Semaphore>,
+    /// What of it the volumes of one store may take, by store.
+    shares: Mutex<HashMap<usize, Weak<Semaphore>>>,
     /// Somebody waits for the budget: volumes that only hold it have to let go.
     pub(crate) pressure: Notify,
     pub(crate) journal: Option<Journal>,
@@ -137,6 +140,7 @@ impl Engine {
             pressure: Notify::new(),
             cache: DeltaCache::new(settings.cache_bytes),
             budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
+            shares: Mutex::default(),
             open: Mutex::new(HashSet::new()),
             settings,
             gateway,
@@ -152,6 +156,24 @@ impl Engine {
     pub(crate) fn now(&self) -> Now {
         let elapsed = self.clock.instant().saturating_duration_since(self.opened).as_millis();
         Now { ms: u64::try_from(elapsed).unwrap_or(u64::MAX), wall_ms: self.clock.now_ms() }
+    }
+
+    /// The part of the dirty budget that the volumes of `store` have together.
+    pub(crate) fn share_of(&self, store: &Store) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.get(&store.identity()).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let units = usize::try_from(self.share_bytes() / BUDGET_UNIT).unwrap_or(usize::MAX);
+        let share = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
+        shares.insert(store.identity(), Arc::downgrade(&share));
+        share
+    }
+
+    /// Accepted bytes that the volumes of one store may hold: while that takes nothing, those of the others still have room.
+    pub(crate) fn share_bytes(&self) -> u64 {
+        (self.settings.dirty_bytes / 4 * 3).max(BUDGET_UNIT)
     }
 
     /// Bytes of delta blocks in the cache.
@@ -171,16 +193,25 @@ impl Engine {
         (self.settings.small_objects / self.open.lock().len().max(1)).clamp(least, most)
     }
 
-    /// Clones of which the journal held flushed writes at start. Open them: what is not in the store yet goes there.
+    /// Clones of which the journal has flushed writes that may not be in the store, though nobody is about to put them there: it held them at
+    /// start, or an owner in this process ended before they were. Open them: what is not in the store yet goes there.
     pub fn pending_clones(&self) -> Vec<CloneId> {
-        self.journal.as_ref().map(Journal::pending).unwrap_or_default()
+        let Some(journal) = &self.journal else { return Vec::new() };
+        let mut clones = journal.pending();
+        let ahead = journal.ahead();
+        let open = self.open.lock();
+        clones.extend(ahead.into_iter().filter(|clone| !open.contains(clone)));
+        drop(open);
+        clones.sort_unstable();
+        clones.dedup();
+        clones
     }
 
-    /// Gives up what the journal held of a clone at start, because the clone is gone.
+    /// Gives up what the journal has of a clone, because the clone is gone.
     pub fn forget(&self, clone: CloneId) {
         self.unsettled.forget(clone);
         if let Some(journal) = &self.journal {
-            journal.forget_pending(clone);
+            journal.forget(clone);
         }
     }
 

@@ -285,6 +285,42 @@ async fn an_upload_that_is_cut_leaves_nothing() {
     assert!(read_all(&base).await.unwrap() == image);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_upload_of_an_image_that_comes_slowly_or_is_zeroes_is_never_silent_for_long() {
+    use clonegate_core::format::sparse::{Decoder, Event};
+    use tokio::io::AsyncWriteExt;
+    const MIB: usize = 1 << 20;
+    let image = [noise(1, MIB), vec![0; 100 * MIB], noise(2, MIB)].concat();
+    let (mut writer, reader) = tokio::io::duplex(MIB);
+    let slow = image.clone();
+    tokio::spawn(async move {
+        for (number, part) in slow.chunks(MIB).enumerate() {
+            let pause = if number == 1 { 60 } else { 1 };
+            tokio::time::sleep(std::time::Duration::from_secs(pause)).await;
+            writer.write_all(part).await.unwrap();
+        }
+    });
+    let (_, mut body) = upload(Input::RawStream { reader: Box::new(reader), size: None }, NoProgress).await.unwrap();
+    let (mut decoder, mut input) = (Decoder::default(), bytes::BytesMut::new());
+    let (mut came, mut sent) = (vec![0; image.len()], 0);
+    while let Some(part) =
+        tokio::time::timeout(std::time::Duration::from_secs(10), body.next()).await.expect("it is silent")
+    {
+        let part = part.unwrap();
+        sent += part.len();
+        input.extend_from_slice(&part);
+        while let Some(event) = decoder.next(&mut input).unwrap() {
+            if let Event::Data(offset, bytes) = event {
+                let at = usize::try_from(offset).unwrap();
+                came[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+    }
+    decoder.finish(&input).unwrap();
+    assert!(came == image);
+    assert!(sent < 2 * MIB + 4096, "{sent} bytes sent: zeroes are not left out");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_is_written_meanwhile_is_refused() {
     let store = memory();

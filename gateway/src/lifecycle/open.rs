@@ -12,19 +12,18 @@ use clonegate_core::{Error, ErrorKind, Result};
 use futures::StreamExt;
 use parking_lot::Mutex;
 
+use super::turns::Turns;
 use crate::clock::Clock;
 use crate::device::{Device, Version};
 use crate::exports::Attach;
 use crate::volume::Volume;
 
-/// Locks that keep one export from being opened twice at once.
-const STRIPES: usize = 64;
 /// How long a close waits for answers that are under way.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How long a gateway that stops waits for a store that takes nothing.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// Devices closed at the same time when the gateway stops.
+/// How long a close that nobody asked for waits for a store that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Devices closed at the same time.
 const CLOSES_AT_ONCE: usize = 32;
 
 /// What an open device is of.
@@ -197,7 +196,8 @@ type Names = HashMap<Box<str>, Arc<Open>>;
 pub(super) struct OpenDevices {
     /// By the texts that were asked for. Reading it takes no lock: it is on the way of every HTTP request.
     names: ArcSwap<Names>,
-    opening: Vec<tokio::sync::Mutex<()>>,
+    /// Keeps one export from being opened twice at once; by the clone or base, so that one whose store does not answer holds up no other.
+    opening: Turns<[u8; 16]>,
     numbers: AtomicU64,
     /// Sessions that each clone ever had here.
     begun: Mutex<HashMap<Of, u64>>,
@@ -207,7 +207,7 @@ impl Default for OpenDevices {
     fn default() -> Self {
         Self {
             names: ArcSwap::default(),
-            opening: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
+            opening: Turns::default(),
             numbers: AtomicU64::new(1),
             begun: Mutex::default(),
         }
@@ -243,12 +243,12 @@ impl OpenDevices {
     }
 
     /// Held while something is opened or closed.
-    pub(super) async fn lock(&self, of: Of) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(super) async fn lock(&self, of: Of) -> tokio::sync::OwnedMutexGuard<()> {
         let bytes = match of {
             Of::Clone(id) | Of::Identity(id) | Of::Snapshot(id, _) => *id.bytes(),
             Of::Base(id) => *id.bytes(),
         };
-        self.opening[usize::from(bytes[15]) % STRIPES].lock().await
+        self.opening.of(&bytes).await
     }
 
     /// Lets an open device be found by these texts.
@@ -376,7 +376,8 @@ impl OpenDevices {
             let waits = |open: &Open| open.volume.as_ref().is_some_and(|volume| volume.waits().is_some());
             names.values().filter(|open| seen.insert(open.of) && open.is_idle() && !waits(open)).cloned().collect()
         };
-        for open in idle {
+        // One whose store does not answer holds up none of the others, and not the next sweep.
+        let close = |open: Arc<Open>| async move {
             // A machine may have come in this moment.
             let (of, in_use) = (open.of, {
                 let mut sessions = open.sessions.lock();
@@ -386,9 +387,10 @@ impl OpenDevices {
             });
             drop(open);
             if !in_use {
-                self.close(of, clock, Duration::MAX).await;
+                self.close(of, clock, PATIENCE).await;
             }
-        }
+        };
+        futures::stream::iter(idle).for_each_concurrent(CLOSES_AT_ONCE, close).await;
     }
 
     /// Closes everything, flushing it. A store without room, or without an answer, is not waited for for ever: what was flushed is in the journal,
@@ -396,7 +398,7 @@ impl OpenDevices {
     pub(super) async fn close_all(&self, clock: &Clock) {
         let all: Vec<Of> = self.names.load().values().map(|open| open.of).collect();
         // A store that is slow for one is not slow for all of them one after the other.
-        futures::stream::iter(all).for_each_concurrent(CLOSES_AT_ONCE, |of| self.close(of, clock, STOP_PATIENCE)).await;
+        futures::stream::iter(all).for_each_concurrent(CLOSES_AT_ONCE, |of| self.close(of, clock, PATIENCE)).await;
     }
 
     /// Closes one device, so that the next request opens it anew.

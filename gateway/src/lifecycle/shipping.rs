@@ -1,5 +1,6 @@
-//! Puts flushed writes that this gateway's journal held when it stopped into the store, whether or not anybody opens their clones.
+//! Puts flushed writes that only this gateway's journal has into the store, whether or not anybody opens their clones.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,38 +27,54 @@ enum Outcome {
 }
 
 impl Gateway {
-    /// Begins to ship what the journal held; goes on in the background until all of it is in the store.
+    /// Begins to ship what the journal holds of volumes that nobody has open; goes on in the background for as long as the gateway lives, since an
+    /// owner may end here before everything that it flushed is in the store.
     pub(super) fn ship_pending(self: &Arc<Self>) {
-        let mut pending = self.engine.pending_clones();
-        if pending.is_empty() {
-            return;
+        let pending = self.engine.pending_clones().len();
+        if pending > 0 {
+            tracing::info!(volumes = pending, "the journal holds flushed writes that may not be in the store yet");
         }
-        tracing::info!(volumes = pending.len(), "the journal holds flushed writes that may not be in the store yet");
         let (me, clock) = (std::sync::Weak::clone(&self.me), self.clock.clone());
         self.handle.spawn(async move {
+            // Those for which nothing more can be done here; it is said once.
+            let mut told: HashSet<CloneId> = HashSet::new();
             loop {
                 let Some(gateway) = me.upgrade() else { return };
-                let mut later = Vec::new();
+                let pending = gateway.engine.pending_clones();
+                told.retain(|id| pending.contains(id));
                 for id in pending {
-                    match gateway.ship(id).await {
-                        Ok(Outcome::Shipped) => tracing::info!(volume = %id, "flushed writes of the journal are in the store"),
-                        Ok(Outcome::GivenUp) => gateway.engine.forget(id),
-                        Ok(Outcome::Unknown) => tracing::warn!(volume = %id,
-                            "the journal holds flushed writes of a volume that no store here has; they stay in it"),
-                        Ok(Outcome::Held) => tracing::error!(volume = %id,
-                            "the journal does not hold all that it should of a volume: `clonegate clone accept-loss` says what"),
-                        Err(error) if error.kind() == ErrorKind::Unavailable => later.push(id),
-                        Err(error) => tracing::error!(volume = %id, %error, "flushed writes of the journal could not be put into the store"),
+                    if !told.contains(&id) && !gateway.ship_or_say_why(id).await {
+                        told.insert(id);
                     }
                 }
                 drop(gateway);
-                if later.is_empty() {
-                    return;
-                }
-                pending = later;
                 clock.sleep(AGAIN).await;
             }
         });
+    }
+
+    /// False when trying again is of no use.
+    async fn ship_or_say_why(self: &Arc<Self>, id: CloneId) -> bool {
+        match self.ship(id).await {
+            Ok(Outcome::Shipped) => tracing::info!(volume = %id, "flushed writes of the journal are in the store"),
+            Ok(Outcome::GivenUp) => self.engine.forget(id),
+            Ok(Outcome::Unknown) => {
+                tracing::warn!(volume = %id,
+                    "the journal holds flushed writes of a volume that no store here has; they stay in it");
+                return false;
+            }
+            Ok(Outcome::Held) => {
+                tracing::error!(volume = %id,
+                    "the journal does not hold all that it should of a volume: `clonegate clone accept-loss` says what");
+                return false;
+            }
+            Err(error) if error.kind() == ErrorKind::Unavailable => {}
+            Err(error) => {
+                tracing::error!(volume = %id, %error, "flushed writes of the journal could not be put into the store");
+                return false;
+            }
+        }
+        true
     }
 
     async fn ship(self: &Arc<Self>, id: CloneId) -> Result<Outcome> {

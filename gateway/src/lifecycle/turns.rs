@@ -1,26 +1,33 @@
-//! Turns: who changes a named thing in several steps waits for the one before him. Others' gateways do not wait; between them, the catalog
+//! Turns: who changes a thing in several steps waits for the one before him. Others' gateways do not wait; between them, the catalog
 //! decides.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use clonegate_core::ids::Name;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
-/// Turns by name. What nobody holds or waits for takes no memory after the next turn of anything.
-#[derive(Debug, Default)]
-pub(super) struct Turns {
-    of: Mutex<HashMap<Name, Arc<Turn<()>>>>,
+/// Turns by name, or by whatever tells things apart. What nobody holds or waits for takes no memory after the next turn of anything.
+#[derive(Debug)]
+pub(super) struct Turns<K = Name> {
+    of: Mutex<HashMap<K, Arc<Turn<()>>>>,
 }
 
-impl Turns {
-    /// Waits until nobody has a turn at `name`; it ends when what is returned is dropped.
-    pub(super) async fn of(&self, name: &Name) -> OwnedMutexGuard<()> {
+impl<K> Default for Turns<K> {
+    fn default() -> Self {
+        Self { of: Mutex::default() }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Turns<K> {
+    /// Waits until nobody has a turn at this one; it ends when what is returned is dropped.
+    pub(super) async fn of(&self, which: &K) -> OwnedMutexGuard<()> {
         let turn = {
             let mut of = self.of.lock();
             of.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(of.entry(name.clone()).or_default())
+            Arc::clone(of.entry(which.clone()).or_default())
         };
         turn.lock_owned().await
     }

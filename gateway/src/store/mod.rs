@@ -125,6 +125,11 @@ impl Store {
         &self.0.label
     }
 
+    /// Tells it from other stores of this process, as long as it is open.
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     /// What was asked of it so far, through this store and its clones.
     pub fn counts(&self) -> &Counts {
         &self.0.counts

@@ -27,6 +27,7 @@ use super::upkeep::{House, Round};
 use crate::delta::Now;
 use crate::delta::claim::fenced;
 use crate::delta::dirty::Dirty;
+use crate::delta::journal::BatchAt;
 use crate::delta::load::IN_FLIGHT_COMMITS;
 use crate::delta::state::Applied;
 use crate::store::{Key, PutNew, keys};
@@ -374,7 +375,7 @@ impl Committer {
         // A record that was accepted says that the volume is still ours.
         self.core.looked.set(done.begun);
         if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
-            journal.release(self.core.record.id, done.upto);
+            journal.release(self.core.record.id, BatchAt { epoch: done.head.record.at.epoch, number: done.upto });
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use super::commit::Command;
 use super::room::Room;
 use crate::clock::Clock;
 use crate::delta::dirty::Dirty;
-use crate::delta::journal::{Journal, Submission};
+use crate::delta::journal::{BatchAt, Journal, Submission};
 use crate::delta::state::LogState;
 use crate::delta::unsettled::Mark;
 use crate::delta::{BUDGET_UNIT, Engine, Now, Registration};
@@ -252,6 +252,8 @@ pub(super) struct Core {
     /// Held while ownership, or what a reader knows, changes.
     pub(super) turn: tokio::sync::Mutex<()>,
     pub(super) budget: Arc<Semaphore>,
+    /// What all volumes of the store have together.
+    pub(super) store_share: Arc<Semaphore>,
     pub(super) progress: Progress,
     /// Wakes the committer.
     pub(super) wake: Notify,
@@ -311,7 +313,7 @@ impl Core {
     /// Hands what is closed, and neither in the store nor in the journal, to the journal.
     fn journal(self: &Arc<Self>, state: &mut State) {
         let Some(journal) = &self.engine.journal else { return };
-        let epoch = state.log.at.map_or(Epoch(0), |at| at.epoch);
+        let epoch = state.epoch();
         // Under the state's lock, so that batches come to the journal in their order.
         for batch in state.unjournaled.drain(..) {
             self.submit(journal, epoch, batch);
@@ -323,8 +325,7 @@ impl Core {
         let number = batch.number;
         journal.submit(Submission {
             clone: self.record.id,
-            epoch,
-            number,
+            at: BatchAt { epoch, number },
             change: batch.change,
             time_ms: batch.time_ms,
             runs: batch.runs,
@@ -413,7 +414,10 @@ impl Core {
     /// Gives up what was accepted and is not in the store, and ends whatever waits for the store.
     pub(super) async fn give_up(&self) {
         const LINGER: Duration = Duration::from_secs(5);
-        let newest = self.state.read().newest_batch();
+        let newest = {
+            let state = self.state.read();
+            BatchAt { epoch: state.epoch(), number: state.newest_batch() }
+        };
         self.die(&super::commit::closed(self));
         self.commands.lock().take();
         self.given_up.close();
@@ -441,6 +445,11 @@ impl Core {
 }
 
 impl State {
+    /// The last epoch that wrote anything: ours, when we are the owner.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.log.at.map_or(Epoch(0), |at| at.epoch)
+    }
+
     /// Closes the open batch: what is accepted from now on belongs to the next. Its number, when there was anything.
     pub(super) fn seal(&mut self) -> Option<u64> {
         if self.open.is_empty() {

@@ -14,7 +14,7 @@ use super::commit::{Command, Committer, closed};
 use super::core::{Core, Moment, Role, Seen};
 use crate::delta::Engine;
 use crate::delta::claim::{Claimant, Claimed, claim, fenced};
-use crate::delta::journal::Journal;
+use crate::delta::journal::{BatchAt, Journal};
 use crate::delta::load::{End, Listing, Loaded, load};
 use crate::delta::unsettled::Found;
 use crate::device::Version;
@@ -120,7 +120,7 @@ impl Core {
         let at = log.at.ok_or_else(|| Error::internal("no-open", "a claim without a record"))?;
         let mark = log.journal_mark;
         if let Some(journal) = &self.engine.journal {
-            journal.forget_pending(self.record.id);
+            journal.settle(self.record.id, BatchAt { epoch: at.epoch, number: mark });
         }
         self.lost_tail_accepted.store(false, Ordering::Release);
         let mut state = self.state.write();

@@ -1,4 +1,4 @@
-//! Room for accepted writes: the dirty budgets of a volume and of the whole gateway, and what is taken of them.
+//! Room for accepted writes: the dirty budgets of a volume, of its store and of the whole gateway, and what is taken of them.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ const PRESSURE_PAUSE: std::time::Duration = std::time::Duration::from_millis(100
 #[derive(Debug, Default)]
 pub(super) struct Room {
     own: Option<OwnedSemaphorePermit>,
+    store: Option<OwnedSemaphorePermit>,
     all: Option<OwnedSemaphorePermit>,
 }
 
@@ -37,12 +38,17 @@ impl Room {
     /// Takes over what `other` holds, of the same volume.
     pub(super) fn add(&mut self, other: Self) {
         merge(&mut self.own, other.own);
+        merge(&mut self.store, other.store);
         merge(&mut self.all, other.all);
     }
 
     /// Takes out `part` of `whole` of what it holds.
     pub(super) fn split(&mut self, part: u64, whole: u64) -> Self {
-        Self { own: split(&mut self.own, part, whole), all: split(&mut self.all, part, whole) }
+        Self {
+            own: split(&mut self.own, part, whole),
+            store: split(&mut self.store, part, whole),
+            all: split(&mut self.all, part, whole),
+        }
     }
 }
 
@@ -52,23 +58,32 @@ pub(super) fn held(range: ByteRange) -> u64 {
 }
 
 impl Core {
-    /// Waits for room in the dirty budgets: this volume's, then everybody's.
+    /// Waits for room in the dirty budgets: this volume's, that of its store, then everybody's. In this order, so that those whose store takes
+    /// nothing do not wait before the others.
     pub(super) async fn room(self: &Arc<Self>, bytes: u64) -> Result<Room> {
-        let (own, all) = self.shares(bytes);
+        let shares = self.shares(bytes);
         if let Some(room) = self.try_room(bytes) {
             return Ok(room);
         }
         self.press();
         let closed = |_| super::read::stopping();
-        let own = Some(Arc::clone(&self.budget).acquire_many_owned(own).await.map_err(closed)?);
-        let everybody = Arc::clone(&self.engine.budget).acquire_many_owned(all);
-        tokio::pin!(everybody);
+        let own = Some(Arc::clone(&self.budget).acquire_many_owned(shares.own).await.map_err(closed)?);
+        let mut room = Room { own, store: None, all: None };
+        let others = async {
+            let store = Arc::clone(&self.store_share).acquire_many_owned(shares.store).await;
+            let all = Arc::clone(&self.engine.budget).acquire_many_owned(shares.all).await;
+            (store, all)
+        };
+        tokio::pin!(others);
         loop {
             // Volumes that send nothing by themselves hold on to what they have until they are asked.
             self.engine.pressure.notify_waiters();
             tokio::select! {
                 biased;
-                got = &mut everybody => return Ok(Room { own, all: Some(got.map_err(closed)?) }),
+                (store, all) = &mut others => {
+                    (room.store, room.all) = (Some(store.map_err(closed)?), Some(all.map_err(closed)?));
+                    return Ok(room);
+                }
                 () = self.engine.clock.sleep(PRESSURE_PAUSE) => {}
             }
         }
@@ -76,16 +91,28 @@ impl Core {
 
     /// Room in the dirty budgets, when there is some at once.
     pub(super) fn try_room(&self, bytes: u64) -> Option<Room> {
-        let (own, all) = self.shares(bytes);
-        let own = Some(Arc::clone(&self.budget).try_acquire_many_owned(own).ok()?);
-        let all = Some(Arc::clone(&self.engine.budget).try_acquire_many_owned(all).ok()?);
-        Some(Room { own, all })
+        let shares = self.shares(bytes);
+        let own = Some(Arc::clone(&self.budget).try_acquire_many_owned(shares.own).ok()?);
+        let store = Some(Arc::clone(&self.store_share).try_acquire_many_owned(shares.store).ok()?);
+        let all = Some(Arc::clone(&self.engine.budget).try_acquire_many_owned(shares.all).ok()?);
+        Some(Room { own, store, all })
     }
 
     /// What a write of so many bytes takes of the budgets: never more than there is.
-    fn shares(&self, bytes: u64) -> (u32, u32) {
-        let limit = |budget: u64| units(budget.max(BLOCK_BYTES));
+    fn shares(&self, bytes: u64) -> Shares {
         let settings = &self.engine.settings;
-        (units(bytes).min(limit(settings.dirty_bytes_per_volume)), units(bytes).min(limit(settings.dirty_bytes)))
+        let of = |budget: u64| units(bytes).min(units(budget.max(BLOCK_BYTES)));
+        Shares {
+            own: of(settings.dirty_bytes_per_volume),
+            store: of(self.engine.share_bytes()),
+            all: of(settings.dirty_bytes),
+        }
     }
+}
+
+/// Units of each budget that a write takes.
+struct Shares {
+    own: u32,
+    store: u32,
+    all: u32,
 }

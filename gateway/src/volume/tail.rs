@@ -20,6 +20,7 @@ use crate::delta::load::{End, Loaded, apply, load, read_head};
 use crate::delta::state::LogState;
 use crate::store::keys;
 use clonegate_core::format::log::Position;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -97,10 +98,7 @@ impl Core {
 
     /// What our journal held of this volume and may still be applied, and whether something is missing in it that an operator gave up.
     pub(super) async fn tail(&self, loaded: &Loaded) -> Result<(Vec<Entry>, bool)> {
-        let Some(journal) = self.engine.journal.as_ref().filter(|j| j.has_pending(self.record.id)) else {
-            return Ok((Vec::new(), false));
-        };
-        let mut entries = journal.read_pending(self.record.id)?;
+        let mut entries = self.journaled().await?;
         entries.retain(|entry| entry.record.number > loaded.state.journal_mark);
         let last = loaded.state.at.map_or(Epoch(0), |at| at.epoch);
         // An epoch of another gateway in between went on without these writes: they are given up, and it was said then.
@@ -134,6 +132,19 @@ impl Core {
             entries.truncate(whole);
         }
         Ok((entries, gap))
+    }
+
+    /// Everything that our journal has of this volume and that may not be in the log.
+    async fn journaled(&self) -> Result<Vec<Entry>> {
+        let (engine, id) = (Arc::clone(&self.engine), self.record.id);
+        let read = move || match engine.journal.as_ref().filter(|journal| journal.has_pending(id)) {
+            Some(journal) => journal.read_pending(id),
+            None => Ok(Vec::new()),
+        };
+        if self.engine.settings.journal_inline {
+            return read();
+        }
+        tokio::task::spawn_blocking(read).await.map_err(|_| super::read::stopping())?
     }
 
     /// Whether what our journal holds of epochs before this one may still be missing in the log: nobody opened it, or we did and may have

@@ -8,15 +8,19 @@
 //!            4  length, 1 to 1 MiB
 //!            4  crc32c over offset, length and data
 //!            …  data
+//! pause      8  u64::MAX - 1
+//!            4  0
+//!            4  crc32c, as of a frame
 //! end        8  u64::MAX
 //!            4  48
 //!            4  crc32c, as of a frame
 //!            8  size of the image
-//!            8  number of frames
+//!            8  number of frames, without pauses
 //!           32  blake3 over every byte before this end frame
 //! ```
 //!
-//! All numbers are little-endian. What no frame covers is zeroes. Nothing may follow the end frame, and a stream without one is
+//! All numbers are little-endian. What no frame covers is zeroes. A pause says that the sender is there and has nothing to
+//! send: zeroes to read over, or an image that comes slowly. Nothing may follow the end frame, and a stream without one is
 //! a cut upload.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -35,6 +39,8 @@ const HEADER_BYTES: usize = 20;
 const FRAME_HEAD_BYTES: usize = 16;
 const END_BYTES: usize = 48;
 const UNKNOWN: u64 = u64::MAX;
+/// In the place of an offset: a frame without data.
+const PAUSE: u64 = u64::MAX - 1;
 
 /// Makes the stream. Frames must be given in ascending order; their data is not copied.
 #[derive(Debug)]
@@ -73,6 +79,13 @@ impl Encoder {
         self.frames += 1;
         self.reached = end;
         Ok(head)
+    }
+
+    /// What is sent so that a reader does not take a sender with nothing to send for one that is gone.
+    pub fn pause(&mut self) -> Bytes {
+        let head = frame_head(PAUSE, 0, &[]);
+        self.hash.update(&head);
+        head
     }
 
     /// The end frame, of an image of `size` bytes.
@@ -183,9 +196,19 @@ impl Decoder {
     }
 
     fn frame(&mut self, input: &mut BytesMut) -> Result<Option<Event>> {
-        let Some(head) = input.first_chunk::<FRAME_HEAD_BYTES>().copied() else { return Ok(None) };
-        let (mut offset, mut length, mut crc) = (&head[..8], &head[8..12], &head[12..]);
-        let (offset, length, crc) = (offset.get_u64_le(), length.get_u32_le() as usize, crc.get_u32_le());
+        let (head, offset, length, crc) = loop {
+            let Some(head) = input.first_chunk::<FRAME_HEAD_BYTES>().copied() else { return Ok(None) };
+            let (mut offset, mut length, mut crc) = (&head[..8], &head[8..12], &head[12..]);
+            let (offset, length, crc) = (offset.get_u64_le(), length.get_u32_le() as usize, crc.get_u32_le());
+            if offset != PAUSE {
+                break (head, offset, length, crc);
+            }
+            if length != 0 || crc32c::crc32c(&head[..12]) != crc {
+                return Err(bad("a pause that is none"));
+            }
+            self.hash.update(&head);
+            input.advance(FRAME_HEAD_BYTES);
+        };
         let ends = offset == UNKNOWN;
         if length == 0 || length > FRAME_BYTES_MAX || (ends && length != END_BYTES) {
             return Err(bad("a frame has an impossible length"));
@@ -237,10 +260,13 @@ mod tests {
     fn sample(size: Option<u64>) -> Vec<u8> {
         let (mut encoder, header) = Encoder::new(size);
         let mut stream = header.to_vec();
+        stream.extend_from_slice(&encoder.pause());
         for (offset, data) in [(0u64, &b"boot"[..]), (512, b"x"), (4096, b"the rest")] {
             stream.extend_from_slice(&encoder.frame(offset, data).unwrap());
             stream.extend_from_slice(data);
         }
+        stream.extend_from_slice(&encoder.pause());
+        stream.extend_from_slice(&encoder.pause());
         stream.extend_from_slice(&encoder.end(8192));
         stream
     }

@@ -8,6 +8,7 @@ mod file;
 mod recover;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod writer;
 
 use std::collections::HashMap;
@@ -44,11 +45,18 @@ pub(crate) struct JournalSettings {
     pub(crate) full: Arc<AtomicBool>,
 }
 
+/// A batch of a volume; of two, the later is the greater. A life that begins anew may give numbers again that one before it gave: its epoch
+/// is higher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BatchAt {
+    pub(crate) epoch: Epoch,
+    pub(crate) number: u64,
+}
+
 /// One batch for the journal.
 pub(crate) struct Submission {
     pub(crate) clone: CloneId,
-    pub(crate) epoch: Epoch,
-    pub(crate) number: u64,
+    pub(crate) at: BatchAt,
     pub(crate) change: u64,
     pub(crate) time_ms: u64,
     pub(crate) runs: Vec<Run>,
@@ -67,8 +75,16 @@ struct Shared {
     ready: Condvar,
     /// Held while a group is written and synced.
     files: Mutex<Files>,
+    standing: Mutex<Standing>,
+}
+
+/// How far the journal is ahead of the store.
+#[derive(Default)]
+struct Standing {
+    /// The newest batch of each volume that was handed over and is not in the store.
+    ahead: HashMap<CloneId, BatchAt>,
     /// Released since the last group: taken in there, so that nobody waits for a sync to say so.
-    released: Mutex<HashMap<CloneId, u64>>,
+    released: HashMap<CloneId, BatchAt>,
 }
 
 /// See the module.
@@ -116,7 +132,7 @@ impl Journal {
             queue: Mutex::new(Queue::default()),
             ready: Condvar::new(),
             files: Mutex::new(files),
-            released: Mutex::new(HashMap::new()),
+            standing: Mutex::default(),
         });
         let thread = if settings.inline {
             None
@@ -136,19 +152,23 @@ impl Journal {
 
     /// Hands a batch over. Batches of one clone have to come in their order.
     pub(crate) fn submit(&self, submission: Submission) {
-        if self.settings.inline {
-            self.shared.append(vec![submission]);
-            return;
-        }
+        self.shared.standing.lock().ahead.insert(submission.clone, submission.at);
         self.shared.queue.lock().waiting.push(submission);
-        self.shared.ready.notify_one();
+        if self.settings.inline {
+            self.shared.append_waiting();
+        } else {
+            self.shared.ready.notify_one();
+        }
     }
 
-    /// Says that batches of a clone up to `number` are in the store.
-    pub(crate) fn release(&self, clone: CloneId, number: u64) {
-        let mut released = self.shared.released.lock();
-        let newest = released.entry(clone).or_default();
-        *newest = (*newest).max(number);
+    /// Says that batches of a clone up to this one are in the store, or given up.
+    pub(crate) fn release(&self, clone: CloneId, upto: BatchAt) {
+        let mut standing = self.shared.standing.lock();
+        let newest = standing.released.entry(clone).or_insert(upto);
+        *newest = (*newest).max(upto);
+        if standing.ahead.get(&clone).is_some_and(|ahead| *ahead <= upto) {
+            standing.ahead.remove(&clone);
+        }
     }
 
     /// The clones of which something was found at start, whole or broken.
@@ -160,27 +180,45 @@ impl Journal {
         clones
     }
 
+    /// The clones of which this process journaled something that is not in the store yet.
+    pub(crate) fn ahead(&self) -> Vec<CloneId> {
+        self.shared.standing.lock().ahead.keys().copied().collect()
+    }
+
     /// Where the journal is damaged in what it may have held of a clone behind batch `mark`, in an epoch that was claimed at this time.
     pub(crate) fn damage(&self, clone: CloneId, mark: u64, claimed_ms: u64) -> Option<String> {
         self.damage.lock().befalls(clone, mark, claimed_ms)
     }
 
-    /// Whether anything of this clone was found at start.
+    /// Whether the journal has anything of this clone, which nobody has open, that may not be in the store: it was found at start, or an owner in
+    /// this process ended before it was there.
     pub(crate) fn has_pending(&self, clone: CloneId) -> bool {
-        self.found.lock().contains_key(&clone) || self.damage.lock().is_known_of(clone)
+        let ahead = self.shared.standing.lock().ahead.contains_key(&clone);
+        ahead || self.found.lock().contains_key(&clone) || self.damage.lock().is_known_of(clone)
     }
 
-    /// What was found of a clone at start, in order.
+    /// What [`Journal::has_pending`] speaks of, in order. Waits for the disk: the journal's whole files may have to be read.
     ///
     /// # Errors
     /// What reading gives.
     pub(crate) fn read_pending(&self, clone: CloneId) -> Result<Vec<Entry>> {
-        let refs = self.found.lock().get(&clone).cloned().unwrap_or_default();
-        recover::read(&self.settings.path, &refs)
+        let mut refs = self.found.lock().get(&clone).cloned().unwrap_or_default();
+        if !self.shared.standing.lock().ahead.contains_key(&clone) {
+            return recover::read(&self.settings.path, &refs);
+        }
+        let files = self.shared.halt(clone);
+        let read = recover::entries_of(&self.settings.path, self.id, &files, clone).and_then(|of_files| {
+            refs.extend(of_files);
+            recover::put_in_order(&mut refs);
+            recover::read(&self.settings.path, &refs)
+        });
+        self.shared.files.lock().readers -= 1;
+        read
     }
 
-    /// What was found of a clone at start is in the store, or given up.
-    pub(crate) fn forget_pending(&self, clone: CloneId) {
+    /// Everything that the journal has of a clone, up to this batch, is in the store, or given up.
+    pub(crate) fn settle(&self, clone: CloneId, upto: BatchAt) {
+        self.release(clone, upto);
         let found = self.found.lock().remove(&clone).is_some();
         let known = self.damage.lock().is_known_of(clone);
         if !found && !known {
@@ -189,6 +227,11 @@ impl Journal {
         self.damage.lock().forget(clone);
         self.shared.files.lock().forget_found(clone);
     }
+
+    /// Forgets a clone that is gone.
+    pub(crate) fn forget(&self, clone: CloneId) {
+        self.settle(clone, BatchAt { epoch: Epoch(u64::MAX), number: u64::MAX });
+    }
 }
 
 impl Shared {
@@ -196,7 +239,7 @@ impl Shared {
     fn serve(&self) {
         let mut unmarked = false;
         loop {
-            let group = {
+            let idle = {
                 let mut queue = self.queue.lock();
                 while queue.waiting.is_empty() && !queue.stopping {
                     if !unmarked {
@@ -208,23 +251,38 @@ impl Shared {
                 if queue.waiting.is_empty() && queue.stopping {
                     return;
                 }
-                std::mem::take(&mut queue.waiting)
+                queue.waiting.is_empty()
             };
-            if group.is_empty() {
+            if idle {
                 self.files.lock().mark();
-                unmarked = false;
             } else {
-                self.append(group);
-                unmarked = true;
+                self.append_waiting();
             }
+            unmarked = !idle;
         }
     }
 
-    fn append(&self, group: Vec<Submission>) {
+    /// Appends what waits, as one group. It is taken from the queue with the files held, so that whoever holds them sees all that is not in them.
+    fn append_waiting(&self) {
         let mut files = self.files.lock();
-        let released = std::mem::take(&mut *self.released.lock());
-        files.release(released);
+        let group = std::mem::take(&mut self.queue.lock().waiting);
+        files.release(std::mem::take(&mut self.standing.lock().released));
         files.append(group);
+    }
+
+    /// Takes back what waits of a clone whose owner ended: nobody is told that it is flushed. The files that have something of it which is not
+    /// in the store: they stay until that is released, and as they are for as long as there are readers, of which there is one more now.
+    fn halt(&self, clone: CloneId) -> Vec<u64> {
+        let mut files = self.files.lock();
+        let halted: Vec<Submission> = self.queue.lock().waiting.extract_if(.., |s| s.clone == clone).collect();
+        files.release(std::mem::take(&mut self.standing.lock().released));
+        let holding = files.holding(clone);
+        files.readers += 1;
+        drop(files);
+        for submission in halted {
+            (submission.done)(Err(Error::unavailable("stopping", "its owner ended")));
+        }
+        holding
     }
 }
 
@@ -239,7 +297,7 @@ impl Drop for Journal {
             }
         }
         let mut files = self.shared.files.lock();
-        files.release(std::mem::take(&mut *self.shared.released.lock()));
+        files.release(std::mem::take(&mut self.shared.standing.lock().released));
         files.mark();
         files.retire_current();
     }

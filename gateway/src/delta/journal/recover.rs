@@ -19,19 +19,19 @@ use clonegate_core::ids::{CloneId, Nonce};
 use clonegate_core::{Error, Result};
 
 use super::file::{number_of, path_of};
-use super::io_error;
+use super::{BatchAt, io_error};
 
 /// A claim this much younger than a damaged journal file is of a life that began after the damage, milliseconds: the file's own time may be
 /// older than its last entry.
 const CLAIM_SLACK_MS: u64 = 60_000;
 
-/// Where an entry lies.
-#[derive(Debug, Clone, Copy)]
+/// Where an entry lies. They sort as they were written: by epoch, and in that by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EntryRef {
+    pub(super) at: BatchAt,
     pub(super) file: u64,
     offset: u64,
-    bytes: u64,
-    number: u64,
+    pub(super) bytes: u64,
 }
 
 /// A file that was there at start.
@@ -108,9 +108,41 @@ pub(super) fn scan(directory: &Path, journal: Nonce) -> Result<Recovered> {
         *before_ms = newest_ms.saturating_add(CLAIM_SLACK_MS);
     }
     for entries in recovered.entries.values_mut() {
-        entries.sort_by_key(|entry| entry.number);
+        put_in_order(entries);
     }
     Ok(recovered)
+}
+
+/// Sorts entries. One that was about to move to another file may be in both.
+pub(super) fn put_in_order(entries: &mut Vec<EntryRef>) {
+    entries.sort_unstable();
+    entries.dedup_by_key(|entry| entry.at);
+}
+
+/// The entries of all volumes in a file that this process has written. One that cannot be read is missing among them.
+///
+/// # Errors
+/// What reading the file gives.
+pub(super) fn entries(directory: &Path, journal: Nonce, n: u64) -> Result<Vec<(CloneId, EntryRef)>> {
+    let path = path_of(directory, n);
+    let bytes = Bytes::from(std::fs::read(&path).map_err(|e| io_error(&path, e))?);
+    let Some(generation) = generation(&bytes, journal) else { return Ok(Vec::new()) };
+    let mut entries = walk(&bytes, generation).entries;
+    entries.iter_mut().for_each(|(_, place)| place.file = n);
+    Ok(entries)
+}
+
+/// Those of one volume in several files.
+///
+/// # Errors
+/// As [`entries`].
+pub(super) fn entries_of(directory: &Path, journal: Nonce, files: &[u64], clone: CloneId) -> Result<Vec<EntryRef>> {
+    let mut of_clone = Vec::new();
+    for n in files {
+        let all = entries(directory, journal, *n)?;
+        of_clone.extend(all.into_iter().filter(|(of, _)| *of == clone).map(|(_, place)| place));
+    }
+    Ok(of_clone)
 }
 
 impl Recovered {
@@ -208,9 +240,8 @@ fn walk(bytes: &Bytes, generation: u64) -> Walked {
                 walked.newest_ms = walked.newest_ms.max(record.time_ms);
                 // A file that was cut may end before the zeroes that fill an entry.
                 let there = bytes.min(rest.len() as u64);
-                walked
-                    .entries
-                    .push((record.clone, EntryRef { file: 0, offset: at, bytes: there, number: record.number }));
+                let batch = BatchAt { epoch: record.epoch, number: record.number };
+                walked.entries.push((record.clone, EntryRef { at: batch, file: 0, offset: at, bytes: there }));
                 at += bytes;
             }
             _ if is_lost_mark(&rest, generation) => at += MARK_BYTES,

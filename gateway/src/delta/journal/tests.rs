@@ -36,9 +36,13 @@ fn batch(of: u8, number: u64) -> Vec<Run> {
     ]
 }
 
+fn at(number: u64) -> BatchAt {
+    BatchAt { epoch: Epoch(1), number }
+}
+
 fn submission(of: u8, number: u64, runs: Vec<Run>, done: mpsc::Sender<Result<()>>) -> Submission {
     let done = Box::new(move |result| drop(done.send(result)));
-    Submission { clone: clone(of), epoch: Epoch(1), number, change: number, time_ms: 1, runs, done }
+    Submission { clone: clone(of), at: at(number), change: number, time_ms: 1, runs, done }
 }
 
 /// Writes one batch, which is a group of its own, and says how that went.
@@ -291,11 +295,97 @@ fn what_was_found_is_forgotten_when_it_is_stored_and_does_not_come_back() {
     let (_, _, bytes) = written(directory.path());
     let journal = reopened(directory.path(), &bytes);
     for of in [1, 2] {
-        journal.forget_pending(clone(of));
+        journal.forget(clone(of));
     }
     drop(journal);
     let again = Journal::open(settings(directory.path()), &Clock::simulated(3)).unwrap();
     assert!(again.pending().is_empty());
+}
+
+#[test]
+fn what_an_owner_left_behind_is_given_back_in_the_same_process_and_its_numbers_may_be_given_again() {
+    let directory = tempfile::tempdir().unwrap();
+    for inline in [true, false] {
+        let path = directory.path().join(inline.to_string());
+        let settings = JournalSettings { inline, file_bytes: 64 << 10, ..settings(&path) };
+        let journal = Journal::open(settings, &Clock::system()).unwrap();
+        let (done, told) = mpsc::channel();
+        let put = |of: u8, at: BatchAt| {
+            let batch = Submission { at, ..submission(of, at.number, batch(of, at.number), done.clone()) };
+            journal.submit(batch);
+            told.recv().unwrap().unwrap();
+        };
+        let numbers = |of: u8| -> Vec<u64> {
+            journal.read_pending(clone(of)).unwrap().iter().map(|entry| entry.record.number).collect()
+        };
+        // More than a file takes, and another clone's between them.
+        for number in 1..=40 {
+            put(1, at(number));
+            put(2, at(number));
+        }
+        journal.release(clone(2), at(40));
+        assert_eq!(journal.ahead(), [clone(1)]);
+        assert!(journal.has_pending(clone(1)) && !journal.has_pending(clone(2)));
+        assert_eq!(numbers(1), (1..=40).collect::<Vec<u64>>());
+        // Given up by a life that began anew behind batch 3, and gives the same numbers again.
+        let anew = |number| BatchAt { epoch: Epoch(3), number };
+        journal.settle(clone(1), anew(3));
+        assert!(!journal.has_pending(clone(1)));
+        put(1, anew(4));
+        put(1, anew(5));
+        // What the old life says late is not of the new one.
+        journal.release(clone(1), at(40));
+        assert!(journal.has_pending(clone(1)), "what the new life has not stored counts as stored");
+        assert!(numbers(1).ends_with(&[4, 5]), "{:?}", numbers(1));
+        journal.release(clone(1), anew(5));
+        assert!(journal.ahead().is_empty());
+        assert!(numbers(1).is_empty());
+    }
+}
+
+#[test]
+fn a_clone_whose_store_takes_nothing_does_not_make_the_journal_grow_with_what_others_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = JournalSettings { file_bytes: 256 << 10, ..settings(directory.path()) };
+    let journal = Journal::open(settings.clone(), &Clock::simulated(1)).unwrap();
+    let block = |number: u64| vec![Run { start: BlockIndex(number), blocks: 1, data: Some(noted(number)) }];
+    let (done, told) = mpsc::channel();
+    let put = |of: u8, number: u64| {
+        journal.submit(submission(of, number, block(number), done.clone()));
+        told.recv().unwrap().unwrap();
+    };
+    let mut stuck = Vec::new();
+    for number in 1..=6000 {
+        put(2, number);
+        journal.release(clone(2), at(number));
+        if number % 50 == 0 {
+            put(1, number / 50);
+            stuck.push(number / 50);
+        }
+    }
+    let files = std::fs::read_dir(directory.path()).unwrap().flatten().count();
+    assert!(files < thin::FILES_MANY + 10, "{files} files for {} batches that wait", stuck.len());
+    let numbers = |entries: Vec<Entry>| -> Vec<u64> {
+        for entry in &entries {
+            assert_eq!(entry.runs[0].data, Some(noted(entry.record.number)), "wrong bytes");
+        }
+        entries.iter().map(|entry| entry.record.number).collect()
+    };
+    // As after a kill.
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(directory.path()).unwrap().flatten() {
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let again =
+        Journal::open(JournalSettings { path: copy.path().to_owned(), ..settings }, &Clock::simulated(2)).unwrap();
+    assert_eq!(numbers(again.read_pending(clone(1)).unwrap()), stuck);
+    assert!(again.damage(clone(1), 0, 0).is_none());
+    assert_eq!(numbers(journal.read_pending(clone(1)).unwrap()), stuck);
+}
+
+/// A block that says which batch it is of.
+fn noted(number: u64) -> Bytes {
+    Bytes::from(number.to_le_bytes().repeat(BLOCK / 8))
 }
 
 #[test]
@@ -318,10 +408,10 @@ fn while_the_disk_is_full_nothing_is_acknowledged_out_of_order_and_no_file_is_le
     full.store(false, Ordering::Relaxed);
     std::thread::sleep(std::time::Duration::from_millis(1100));
     // The store has batches 2 to 30: what comes now would leave a gap, and goes to the store too.
-    journal.release(clone(1), 30);
+    journal.release(clone(1), at(30));
     assert_eq!(put(&journal, 1, 40).unwrap_err().code(), "journal-io");
-    journal.release(clone(1), 40);
-    journal.release(clone(2), 1);
+    journal.release(clone(1), at(40));
+    journal.release(clone(2), at(1));
     put(&journal, 1, 41).unwrap();
     put(&journal, 2, 2).unwrap();
     // As after a kill: the lock is that of the process.

@@ -13,7 +13,7 @@ use clonegate_core::{Error, Result};
 use tokio::time::Instant;
 
 use super::recover::FoundFile;
-use super::{JournalSettings, Submission, file, io_error};
+use super::{BatchAt, JournalSettings, Submission, file, io_error};
 use crate::clock::Clock;
 
 /// Files that are kept for later use.
@@ -24,14 +24,16 @@ const GROUP_BYTES: usize = 8 << 20;
 const BARREN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-struct Used {
-    file: File,
+pub(super) struct Used {
+    pub(super) file: File,
     /// The newest batch of each clone in it.
-    newest: HashMap<CloneId, u64>,
+    pub(super) newest: HashMap<CloneId, BatchAt>,
     /// Clones whose entries were found in it at start, and are not resolved.
-    found: Vec<CloneId>,
+    pub(super) found: Vec<CloneId>,
     /// It holds broken entries of nobody knows whom, and stays as it is.
-    riddle: bool,
+    pub(super) riddle: bool,
+    /// How often it was read to see whether little of it is still needed.
+    pub(super) looks: u32,
 }
 
 /// A file that is made while there is room in the current one, so that no flush waits for its zeroes.
@@ -40,30 +42,32 @@ type Ahead = JoinHandle<std::io::Result<(u64, File)>>;
 /// The files of a journal.
 #[derive(Debug)]
 pub(super) struct Files {
-    settings: JournalSettings,
-    id: Nonce,
+    pub(super) settings: JournalSettings,
+    pub(super) id: Nonce,
     /// Of the current file; drawn at random, so that leftovers of any earlier use never look like entries of this one.
-    generation: u64,
+    pub(super) generation: u64,
     clock: Clock,
     next_number: u64,
-    current: Option<(u64, Used)>,
+    pub(super) current: Option<(u64, Used)>,
     at: u64,
-    synced: u64,
+    pub(super) synced: u64,
     /// The end of the last mark, or where the entries begin.
     marked: u64,
-    full: BTreeMap<u64, Used>,
+    pub(super) full: BTreeMap<u64, Used>,
     spare: Vec<(u64, File)>,
     ahead: Option<Ahead>,
     /// Until when no file is made, because the last attempt failed.
     barren: Option<Instant>,
+    /// Those who read files without holding them all: nothing moves meanwhile.
+    pub(super) readers: usize,
     /// A group could not be written, and it was said.
     troubled: bool,
     /// What is about to be written; kept for its memory.
-    buffer: Vec<u8>,
-    /// Batches of each clone up to this number are in the store.
-    released: HashMap<CloneId, u64>,
+    pub(super) buffer: Vec<u8>,
+    /// Batches of each clone up to this one are in the store, or given up.
+    pub(super) released: HashMap<CloneId, BatchAt>,
     /// Batches that could not be journaled: until the store has them, later ones of the clone must not be either.
-    failed: HashMap<CloneId, u64>,
+    failed: HashMap<CloneId, BatchAt>,
 }
 
 impl Files {
@@ -75,7 +79,7 @@ impl Files {
             let cut = !settings.inline && found.file.metadata().is_ok_and(|meta| meta.len() < settings.file_bytes);
             if !found.clones.is_empty() || found.riddle {
                 let (file, found, riddle) = (found.file, found.clones, found.riddle);
-                full.insert(n, Used { file, newest: HashMap::new(), found, riddle });
+                full.insert(n, Used { file, newest: HashMap::new(), found, riddle, looks: 0 });
             } else if cut {
                 // It was being made when the process ended.
                 remove(&settings, n);
@@ -97,6 +101,7 @@ impl Files {
             spare,
             ahead: None,
             barren: None,
+            readers: 0,
             troubled: false,
             buffer: Vec::new(),
             released: HashMap::new(),
@@ -109,9 +114,9 @@ impl Files {
         let mut accepted = Vec::with_capacity(group.len());
         for submission in group {
             let clone = submission.clone;
-            if let Some(number) = self.failed.get(&clone).copied() {
-                if self.released.get(&clone).copied().unwrap_or(0) < number {
-                    self.failed.insert(clone, submission.number);
+            if let Some(failed) = self.failed.get(&clone) {
+                if self.released.get(&clone).is_none_or(|released| released < failed) {
+                    self.failed.insert(clone, submission.at);
                     let error = Error::unavailable("journal-io", "an earlier batch is not in the journal");
                     (submission.done)(Err(error.on(self.settings.path.display().to_string())));
                     continue;
@@ -141,7 +146,7 @@ impl Files {
                     self.full.insert(n, used);
                 }
                 for submission in accepted {
-                    self.failed.insert(submission.clone, submission.number);
+                    self.failed.insert(submission.clone, submission.at);
                     (submission.done)(Err(error.clone()));
                 }
             }
@@ -161,10 +166,11 @@ impl Files {
                 self.sync().map_err(&failed)?;
                 self.mark();
                 self.next_file().map_err(&failed)?;
+                self.thin_out()?;
                 self.encode(submission)?;
             }
             if let Some((_, used)) = &mut self.current {
-                used.newest.insert(submission.clone, submission.number);
+                used.newest.insert(submission.clone, submission.at);
             }
             if self.buffer.len() > GROUP_BYTES {
                 self.write_out().map_err(&failed)?;
@@ -180,8 +186,8 @@ impl Files {
             generation: self.generation,
             synced: self.synced,
             clone: submission.clone,
-            epoch: submission.epoch,
-            number: submission.number,
+            epoch: submission.at.epoch,
+            number: submission.at.number,
             change: submission.change,
             time_ms: submission.time_ms,
             extents: 0,
@@ -191,7 +197,7 @@ impl Files {
         append_entry(&mut self.buffer, record, &submission.runs)
     }
 
-    fn write_out(&mut self) -> std::io::Result<()> {
+    pub(super) fn write_out(&mut self) -> std::io::Result<()> {
         if let Some((_, used)) = &self.current {
             if self.settings.full.load(Ordering::Relaxed) {
                 // As far as there was room.
@@ -208,7 +214,7 @@ impl Files {
         Ok(())
     }
 
-    fn sync(&mut self) -> std::io::Result<()> {
+    pub(super) fn sync(&mut self) -> std::io::Result<()> {
         if let Some((_, used)) = &self.current {
             if !self.settings.inline {
                 used.file.sync_data()?;
@@ -260,7 +266,7 @@ impl Files {
         self.at = ENTRIES_AT;
         self.synced = ENTRIES_AT;
         self.marked = ENTRIES_AT;
-        self.current = Some((n, Used { file, newest: HashMap::new(), found: Vec::new(), riddle: false }));
+        self.current = Some((n, Used { file, newest: HashMap::new(), found: Vec::new(), riddle: false, looks: 0 }));
         Ok(())
     }
 
@@ -289,10 +295,10 @@ impl Files {
         self.ahead = spawned.ok();
     }
 
-    pub(super) fn release(&mut self, batches: HashMap<CloneId, u64>) {
-        for (clone, number) in batches {
-            let released = self.released.entry(clone).or_default();
-            *released = (*released).max(number);
+    pub(super) fn release(&mut self, batches: HashMap<CloneId, BatchAt>) {
+        for (clone, upto) in batches {
+            let released = self.released.entry(clone).or_insert(upto);
+            *released = (*released).max(upto);
         }
         if !self.full.is_empty() {
             self.recycle();
@@ -317,8 +323,18 @@ impl Files {
     }
 
     fn needed(&self, used: &Used) -> bool {
-        let waits = |(clone, number): (&CloneId, &u64)| self.released.get(clone).copied().unwrap_or(0) < *number;
-        used.riddle || !used.found.is_empty() || used.newest.iter().any(waits)
+        used.riddle || !used.found.is_empty() || used.newest.keys().any(|clone| self.waits(used, *clone))
+    }
+
+    /// Whether a file has something of a clone that is not in the store.
+    fn waits(&self, used: &Used, clone: CloneId) -> bool {
+        used.newest.get(&clone).is_some_and(|newest| self.released.get(&clone).is_none_or(|upto| upto < newest))
+    }
+
+    /// The files that have something of a clone that is not in the store.
+    pub(super) fn holding(&self, clone: CloneId) -> Vec<u64> {
+        let current = self.current.iter().map(|(n, used)| (n, used));
+        self.full.iter().chain(current).filter(|(_, used)| self.waits(used, clone)).map(|(n, _)| *n).collect()
     }
 
     /// Takes back files that hold nothing any more that is not in the store.
@@ -326,15 +342,20 @@ impl Files {
         let done: Vec<u64> = self.full.iter().filter(|(_, used)| !self.needed(used)).map(|(n, _)| *n).collect();
         for n in done {
             let Some(used) = self.full.remove(&n) else { continue };
-            // So that a start does not look at it. When this is lost in a crash, the log says that its entries are stored.
-            if let Err(error) = file::write_head(&used.file, self.id, 0) {
-                tracing::warn!(%error, "a journal file could not be marked as empty");
-            }
-            if self.spare.len() < SPARE_FILES {
-                self.spare.push((n, used.file));
-            } else {
-                remove(&self.settings, n);
-            }
+            self.take_back(n, used.file);
+        }
+    }
+
+    /// Takes a file back of which nothing is needed.
+    pub(super) fn take_back(&mut self, n: u64, file: File) {
+        // So that a start does not look at it. When this is lost in a crash, the log, or a later file, has its entries.
+        if let Err(error) = file::write_head(&file, self.id, 0) {
+            tracing::warn!(%error, "a journal file could not be marked as empty");
+        }
+        if self.spare.len() < SPARE_FILES {
+            self.spare.push((n, file));
+        } else {
+            remove(&self.settings, n);
         }
     }
 
