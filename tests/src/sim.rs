@@ -8,10 +8,12 @@ use bytes::Bytes;
 use clonegate::clock::Clock;
 use clonegate::delta::{DeltaSettings, Engine};
 use clonegate::device::{Device, Extent, Segments, Source};
-use clonegate::store::Store;
+use clonegate::store::{Store, keys};
 use clonegate::volume::{BaseProvider, BaseRead, Volume, VolumeSetup};
 use clonegate_core::format::clone::{CloneRecord, Durability, VolumeKind};
-use clonegate_core::ids::{BaseId, CloneId, GatewayId, Name};
+use clonegate_core::format::envelope;
+use clonegate_core::format::log::EpochRecord;
+use clonegate_core::ids::{BaseId, CloneId, Epoch, GatewayId, Name};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, Result};
 use futures::future::BoxFuture;
@@ -221,6 +223,23 @@ impl World {
     pub fn born(&self, n: u8) -> Vec<u8> {
         (0..self.record.size).map(|at| if at < self.base_size { base_byte(n, at) } else { 0 }).collect()
     }
+}
+
+/// As another gateway that claims the clone's epoch and dies before it opens it.
+///
+/// # Panics
+/// Never: the store has no faults.
+pub async fn claim_in_passing(world: &World, epoch: u64) {
+    let record = EpochRecord {
+        clone: world.record.id,
+        epoch: Epoch(epoch),
+        nonce: world.clock.nonce(),
+        gateway: GatewayId::from_bytes([9; 16]),
+        journal: None,
+        claimed_ms: world.clock.now_ms(),
+    };
+    let body = envelope::encode(&record).expect("a record of a few bytes");
+    world.store().put_new(&keys::epoch(world.record.id, record.epoch), body).await.expect("a store without faults");
 }
 
 /// All bytes of a volume.

@@ -8,18 +8,14 @@ use bytes::Bytes;
 use clonegate::clock::Clock;
 use clonegate::device::{Device, WriteOptions};
 use clonegate::lifecycle::views::{CreateClones, CreateDisk, DurabilityView};
-use clonegate::store::keys;
 use clonegate::volume::Volume;
 use clonegate_core::format::clone::Durability;
-use clonegate_core::format::envelope;
-use clonegate_core::format::log::EpochRecord;
-use clonegate_core::ids::{Epoch, GatewayId};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{ErrorKind, Result};
 use clonegate_tests::faults::{FaultStore, Faults};
 use clonegate_tests::lab::{order, read, version, write};
 use clonegate_tests::rehearsal::Stores;
-use clonegate_tests::sim::{World, read_all, runtime};
+use clonegate_tests::sim::{World, claim_in_passing, read_all, runtime};
 
 const SIZE: u64 = 64 * 4096;
 const FUA: WriteOptions = WriteOptions { fua: true, expect: None };
@@ -237,20 +233,6 @@ fn a_damaged_entry_of_nobody_knows_whom_asks_for_a_yes_for_every_clone_that_was_
             closed.close().await.unwrap();
         });
     }
-}
-
-/// As another gateway that claims a clone and dies before it opens it.
-async fn claim_in_passing(world: &World, epoch: u64) {
-    let record = EpochRecord {
-        clone: world.record.id,
-        epoch: Epoch(epoch),
-        nonce: world.clock.nonce(),
-        gateway: GatewayId::from_bytes([9; 16]),
-        journal: None,
-        claimed_ms: world.clock.now_ms(),
-    };
-    let key = keys::epoch(world.record.id, Epoch(epoch));
-    world.store().put_new(&key, envelope::encode(&record).unwrap()).await.unwrap();
 }
 
 #[test]

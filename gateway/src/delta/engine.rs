@@ -79,6 +79,8 @@ impl Default for DeltaSettings {
 }
 
 const UPKEEP_MAX: usize = 2;
+/// How long an opening waits for an owner that ended here to let go of its last request.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A moment by both clocks of the host, in milliseconds: one stands still while the host sleeps, the other may be set back.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +118,8 @@ pub struct Engine {
     /// When it was opened.
     opened: Instant,
     open: Mutex<HashSet<CloneId>>,
+    /// One of them was closed.
+    left: Notify,
 }
 
 impl Engine {
@@ -142,6 +146,7 @@ impl Engine {
             budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
             shares: Mutex::default(),
             open: Mutex::new(HashSet::new()),
+            left: Notify::new(),
             settings,
             gateway,
             opened: clock.instant(),
@@ -215,12 +220,28 @@ impl Engine {
         }
     }
 
-    /// Marks a volume as open in this process: there is one instance of each.
-    pub(crate) fn register(self: &Arc<Self>, clone: CloneId) -> Result<Registration> {
-        if self.open.lock().insert(clone) {
-            return Ok(Registration { engine: Arc::clone(self), clone });
-        }
-        Err(Error::conflict("already-open", "this process has the volume open already").on(clone.to_string()))
+    /// Marks a volume as open in this process: there is one instance of each. One that ended, and of which a request is still under way, is waited
+    /// for.
+    pub(crate) async fn register(self: &Arc<Self>, clone: CloneId) -> Result<Registration> {
+        let registered = async {
+            loop {
+                let left = self.left.notified();
+                tokio::pin!(left);
+                left.as_mut().enable();
+                if self.open.lock().insert(clone) {
+                    return Registration { engine: Arc::clone(self), clone };
+                }
+                left.await;
+            }
+        };
+        tokio::time::timeout(LEAVE_PATIENCE, registered).await.map_err(|_| {
+            Error::conflict(
+                "already-open",
+                "this process has the volume open already, or has a request to its store under way",
+            )
+            .on(clone.to_string())
+            .hint("try again in a moment")
+        })
     }
 }
 
@@ -234,5 +255,6 @@ pub(crate) struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.engine.open.lock().remove(&self.clone);
+        self.engine.left.notify_waiters();
     }
 }

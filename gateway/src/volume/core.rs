@@ -420,16 +420,20 @@ impl Core {
         };
         self.die(&super::commit::closed(self));
         self.commands.lock().take();
-        self.given_up.close();
         if let Some(journal) = self.engine.journal.as_ref().filter(|_| self.mode == Durability::Local) {
             journal.release(self.record.id, newest);
         }
         let _ = tokio::time::timeout(LINGER, self.committing.lock()).await;
     }
 
-    /// Ends ownership: nothing is acknowledged any more.
+    /// Ends ownership: nothing is acknowledged any more, and whatever waits for the store ends, so that the volume can be opened again. What was
+    /// said first is the reason.
     pub(super) fn die(&self, error: &Error) {
         let mut state = self.state.write();
+        let error = match &state.role {
+            Role::Dead(first) => first.clone(),
+            _ => error.clone(),
+        };
         state.role = Role::Dead(error.clone());
         state.open_room = Room::default();
         state.queue.clear();
@@ -437,10 +441,11 @@ impl Core {
         state.queue_bytes = 0;
         self.publish(&state);
         drop(state);
+        self.given_up.close();
         if error.kind() == ErrorKind::Fenced {
             self.looked.forget();
         }
-        self.progress.set_dead(error.clone());
+        self.progress.set_dead(error);
     }
 }
 

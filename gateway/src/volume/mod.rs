@@ -113,7 +113,7 @@ impl Volume {
     /// `Corrupt` naming the object; what the store gives.
     pub async fn open(setup: VolumeSetup) -> Result<Arc<Self>> {
         let VolumeSetup { store, record, bases, engine } = setup;
-        let registration = engine.register(record.id)?;
+        let registration = engine.register(record.id).await?;
         let loaded = load(&store, &record).await?;
         let torn = own::is_torn(&engine, &store, &record, loaded.end).await?;
         let cut = matches!(loaded.end, Some((_, End::Open)));

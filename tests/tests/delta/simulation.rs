@@ -11,9 +11,10 @@ use clonegate::device::Device;
 use clonegate::volume::Volume;
 use clonegate_core::ErrorKind;
 use clonegate_core::format::clone::Durability;
+use clonegate_core::units::ByteRange;
 use clonegate_tests::faults::{Fault, Faults, Rates};
 use clonegate_tests::late::Late;
-use clonegate_tests::sim::{SimGateway, World, read_all, runtime};
+use clonegate_tests::sim::{SimGateway, World, claim_in_passing, read_all, runtime};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -31,6 +32,8 @@ struct Figures {
     crashes: u64,
     takeovers: u64,
     full: u64,
+    /// Owners that ended in a process that lived on.
+    lost: u64,
     acknowledged: u64,
 }
 
@@ -43,6 +46,7 @@ impl Figures {
         self.crashes += other.crashes;
         self.takeovers += other.takeovers;
         self.full += other.full;
+        self.lost += other.lost;
         self.acknowledged += other.acknowledged;
     }
 }
@@ -215,7 +219,7 @@ impl Simulation {
         let volume = self.world.open(&first).await.expect("no faults");
         self.settle(&volume, "after a restart").await;
         let count = self.random.random_range(5..40);
-        let ending = self.random.random_range(0..4u32);
+        let ending = self.random.random_range(0..5u32);
         if ending == 0 {
             let at = first.faults.calls() + self.random.random_range(0..60);
             first.faults.die_at(at, self.random.random_range(0..2u32) == 0);
@@ -243,9 +247,35 @@ impl Simulation {
             self.figures.crashes += 1;
             return;
         }
+        let volume = if ending == 4 { self.lose_it_and_come_back(&first, volume).await } else { volume };
         compare(&volume, &self.model, "before closing").await;
         volume.close().await.expect("no faults");
         self.model.uploaded();
+    }
+
+    /// Another gateway claims the clone in passing, this one ends as its owner, and opens it again.
+    async fn lose_it_and_come_back(&mut self, first: &SimGateway, volume: Arc<Volume>) -> Arc<Volume> {
+        // What is written just before is in the journal, or nowhere yet.
+        self.steps(first, &volume, 5).await;
+        if let Some(epoch) = volume.status().epoch {
+            claim_in_passing(&self.world, epoch.0 + 1).await;
+            tokio::time::advance(self.world.settings.staleness).await;
+            self.figures.lost += u64::from(volume.read(ByteRange::new(0, 4096)).await.is_err());
+        }
+        drop(volume);
+        // A request of it that got no answer is given up some time.
+        let again = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match self.world.open(first).await {
+                    Err(error) if error.code() == "already-open" => {}
+                    opened => return opened.expect("no faults"),
+                }
+            }
+        });
+        let again = again.await.expect("its last owner ends");
+        self.settle(&again, "after it was opened again").await;
+        self.steps(first, &again, 5).await;
+        again
     }
 
     /// After everything: nothing is left behind, and every byte is right.
