@@ -219,6 +219,10 @@ impl Exports for MemoryExports {
 
 #[derive(Debug)]
 struct MemoryAttachment(Arc<dyn Device>);
+    fn ready(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
 
 impl Attachment for MemoryAttachment {
     fn device(&self) -> &Arc<dyn Device> {
