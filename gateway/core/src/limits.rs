@@ -44,6 +44,12 @@ pub const HTTP_RANGES_MAX: usize = 16;
 pub const HTTP_HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Body bytes of one control request; more is 413.
 pub const HTTP_CONTROL_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Answers to changes with an `Idempotency-Key` that are remembered; the oldest goes first.
+pub const HTTP_ANSWERS_KEPT_MAX: usize = 1000;
+/// Bytes of their bodies; the oldest go first.
+pub const HTTP_ANSWERS_KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Body bytes of one answer that is remembered; of a larger one is known only how it ended, and a repeat is told so.
+pub const HTTP_ANSWER_KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Body bytes of one PUT to a disk; more is 413.
 pub const HTTP_WRITE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes that a streaming read asks of a device at a time.
