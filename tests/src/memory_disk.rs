@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use clonegate::device::{self, Device, DeviceInfo, Extent, Segments, Source, Version, WriteOptions};
@@ -26,6 +27,10 @@ pub struct MemoryDevice {
     pub restless: AtomicBool,
     /// Reads that waited.
     pub waited: AtomicU64,
+    /// Every write waits for as long as this is set.
+    pub stuck: AtomicBool,
+    /// Writes that wait now.
+    pub writing: AtomicU64,
 }
 
 impl MemoryDevice {
@@ -39,6 +44,8 @@ impl MemoryDevice {
             cold: AtomicBool::new(false),
             restless: AtomicBool::new(false),
             waited: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
+            writing: AtomicU64::new(0),
         })
     }
 
@@ -127,6 +134,11 @@ impl Device for MemoryDevice {
             if options.expect.is_some_and(|expected| expected != self.version().0) {
                 return Err(Error::conflict("version-changed", "the volume has changed").on(&self.info.name));
             }
+            self.writing.fetch_add(1, SeqCst);
+            while self.stuck.load(SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            self.writing.fetch_sub(1, SeqCst);
             self.store(offset, &data);
             self.touch();
             Ok(())
@@ -207,6 +219,10 @@ impl Exports for MemoryExports {
         })
     }
 
+    fn ready(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn list(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ExportInfo>>> {
         Box::pin(async move {
             let mut names: Vec<String> = self.devices.read().unwrap().keys().cloned().collect();
@@ -219,10 +235,6 @@ impl Exports for MemoryExports {
 
 #[derive(Debug)]
 struct MemoryAttachment(Arc<dyn Device>);
-    fn ready(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { Ok(()) })
-    }
-
 
 impl Attachment for MemoryAttachment {
     fn device(&self) -> &Arc<dyn Device> {
