@@ -138,6 +138,12 @@ pub trait Exports: Send + Sync + fmt::Debug + 'static {
     /// [`Attachment::begin_write`].
     fn attach(&self, name: ExportName, attach: Attach) -> BoxFuture<'_, Result<Box<dyn Attachment>>>;
 
+    /// Whether exports can be opened: what they are found in answers. Cheap, however often it is asked.
+    ///
+    /// # Errors
+    /// Why not.
+    fn ready(&self) -> BoxFuture<'_, Result<()>>;
+
     /// The exports, for lists; at most `limit`.
     fn list(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ExportInfo>>>;
 }

@@ -130,6 +130,12 @@ impl Metrics {
             sum(|w| w.timed_out.load(Relaxed)),
         );
         self.add(
+            "clonegate_http_connections_refused",
+            "Connections turned away because all that may be open were being served",
+            Kind::Counter,
+            sum(|w| w.refused.load(Relaxed)),
+        );
+        self.add(
             "clonegate_http_bodies_aborted",
             "Answers broken off because the volume changed or could not be read",
             Kind::Counter,
@@ -234,6 +240,7 @@ pub(crate) struct HttpCounters {
     opened: AtomicU64,
     closed: AtomicU64,
     timed_out: AtomicU64,
+    refused: AtomicU64,
     aborted: AtomicU64,
 }
 
@@ -261,6 +268,10 @@ impl HttpCounters {
 
     pub(crate) fn timed_out(&self) {
         self.timed_out.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn aborted(&self) {

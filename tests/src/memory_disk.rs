@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use clonegate::device::{self, Device, DeviceInfo, Extent, Segments, Source, Version, WriteOptions};
@@ -26,6 +27,10 @@ pub struct MemoryDevice {
     pub restless: AtomicBool,
     /// Reads that waited.
     pub waited: AtomicU64,
+    /// Every write waits for as long as this is set.
+    pub stuck: AtomicBool,
+    /// Writes that wait now.
+    pub writing: AtomicU64,
 }
 
 impl MemoryDevice {
@@ -39,6 +44,8 @@ impl MemoryDevice {
             cold: AtomicBool::new(false),
             restless: AtomicBool::new(false),
             waited: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
+            writing: AtomicU64::new(0),
         })
     }
 
@@ -127,6 +134,11 @@ impl Device for MemoryDevice {
             if options.expect.is_some_and(|expected| expected != self.version().0) {
                 return Err(Error::conflict("version-changed", "the volume has changed").on(&self.info.name));
             }
+            self.writing.fetch_add(1, SeqCst);
+            while self.stuck.load(SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            self.writing.fetch_sub(1, SeqCst);
             self.store(offset, &data);
             self.touch();
             Ok(())
@@ -205,6 +217,10 @@ impl Exports for MemoryExports {
             let device = self.open(name).await?;
             Ok(Box::new(MemoryAttachment(device)) as Box<dyn Attachment>)
         })
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn list(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ExportInfo>>> {

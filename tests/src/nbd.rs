@@ -369,6 +369,10 @@ impl Exports for NbdHouse {
         ready(attached).boxed()
     }
 
+    fn ready(&self) -> BoxFuture<'_, Result<()>> {
+        ready(Ok(())).boxed()
+    }
+
     fn list(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ExportInfo>>> {
         self.note("list".to_owned());
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);

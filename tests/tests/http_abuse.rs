@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use clonegate::clock::Clock;
 use clonegate::http::{HttpServer, HttpSettings};
@@ -17,16 +18,21 @@ const CONNECTIONS_MAX: usize = 32;
 struct Rig {
     address: SocketAddr,
     metrics: Arc<Metrics>,
+    huge: Arc<MemoryDevice>,
     _server: HttpServer,
     _runtime: tokio::runtime::Runtime,
 }
 
 fn rig() -> Rig {
+    rig_with(|_| {})
+}
+
+fn rig_with(change: impl FnOnce(&mut HttpSettings)) -> Rig {
     let disk = MemoryDevice::holding("desk-1", &[7; 4096], false);
     let huge = MemoryDevice::new("huge", 1 << 40, false);
     let exports = MemoryExports::of(&[("desk-1", &disk), ("huge", &huge)]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let settings = HttpSettings {
+    let mut settings = HttpSettings {
         listen: ([127, 0, 0, 1], 0).into(),
         workers: 2,
         connections_max: CONNECTIONS_MAX,
@@ -37,12 +43,13 @@ fn rig() -> Rig {
         write_buffers_bytes: 1024 * 1024,
         ..HttpSettings::default()
     };
+    change(&mut settings);
     let metrics = Metrics::new();
     let server = {
         let _inside = runtime.enter();
         clonegate::http::serve(&settings, exports, None, &metrics, &Clock::system()).unwrap()
     };
-    Rig { address: server.local_addr(), metrics, _server: server, _runtime: runtime }
+    Rig { address: server.local_addr(), metrics, huge, _server: server, _runtime: runtime }
 }
 
 impl Rig {
@@ -68,6 +75,15 @@ impl Rig {
 fn status_of(bytes: &[u8]) -> u16 {
     let text = String::from_utf8_lossy(bytes);
     text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+/// Looks until it is so.
+fn until(mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never came to that");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -113,6 +129,69 @@ fn bodies_wait_for_room_and_give_it_back() {
     }
     let reply = rig.connect().request_with("PUT", DISK, &[("Content-Range", "bytes 0-3/*")], &[7; 4]);
     assert_eq!(reply.status, 204);
+}
+
+/// The head of a PUT to the huge disk, of so many bytes.
+fn put_head(bytes: u64) -> String {
+    let last = bytes - 1;
+    format!(
+        "PUT /v1/clones/huge/disk HTTP/1.1\r\nHost: a\r\nContent-Range: bytes 0-{last}/*\r\nContent-Length: {bytes}\r\n\r\n"
+    )
+}
+
+#[test]
+fn clients_that_announce_much_and_drip_do_not_stop_the_puts_of_others() {
+    let rig = rig_with(|settings| {
+        // Neither standing still nor being slow on average ends them within this test.
+        settings.body_timeout = Duration::from_secs(600);
+        settings.write_hurry = Duration::from_millis(200);
+    });
+    let ended = Arc::new(AtomicBool::new(false));
+    let dripping: Vec<_> = (0..4)
+        .map(|_| {
+            let mut http = rig.connect();
+            http.send(put_head(64 << 20)).unwrap();
+            http.send(vec![1; 100 << 10]).unwrap();
+            let ended = Arc::clone(&ended);
+            std::thread::spawn(move || {
+                while !ended.load(SeqCst) && http.send(b"a").is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            })
+        })
+        .collect();
+    let put = |bytes: usize| {
+        let range = format!("bytes 0-{}/*", bytes - 1);
+        let path = if bytes > 4096 { "/v1/clones/huge/disk" } else { DISK };
+        rig.connect().request_with("PUT", path, &[("Content-Range", &range)], &vec![7; bytes]).status
+    };
+    // Small ones need not wait for anybody; larger ones wait until one that drips has been cut off.
+    while rig.metric("clonegate_http_connections_timed_out_total") == 0 {
+        assert_eq!([put(4), put(64 << 10), put(1 << 20)], [204; 3]);
+    }
+    ended.store(true, SeqCst);
+    for thread in dripping {
+        thread.join().unwrap();
+    }
+    rig.honest();
+}
+
+#[test]
+fn a_put_that_waits_too_long_for_room_is_told_to_come_again() {
+    let rig = rig_with(|settings| settings.write_patience = Duration::from_millis(300));
+    rig.huge.stuck.store(true, SeqCst);
+    let mut first = rig.connect();
+    first.send([put_head(100 << 10).as_bytes(), &[1; 100 << 10]].concat()).unwrap();
+    until(|| rig.huge.writing.load(SeqCst) == 1);
+    let mut second = rig.connect();
+    second.send([put_head(1 << 20).as_bytes(), &[1; 100 << 10]].concat()).unwrap();
+    let reply = second.reply(false).unwrap();
+    assert_eq!((reply.status, reply.code().as_str()), (503, "put-buffers-full"));
+    assert_eq!(reply.field("retry-after"), Some("1"));
+    let small = rig.connect().request_with("PUT", DISK, &[("Content-Range", "bytes 0-3/*")], &[7; 4]);
+    assert_eq!(small.status, 204);
+    rig.huge.stuck.store(false, SeqCst);
+    assert_eq!(first.reply(false).unwrap().status, 204);
 }
 
 #[test]
@@ -265,6 +344,55 @@ fn idle_connections_make_room_for_new_ones() {
     // The newest are still served.
     let newest = idle.last_mut().unwrap();
     assert_eq!(newest.request("GET", DISK, &[("Range", "bytes=0-0")]).status, 206);
+}
+
+#[test]
+fn readers_that_do_not_read_make_room_for_new_connections() {
+    let rig = rig_with(|settings| {
+        settings.workers = 1;
+        settings.stall_timeout = Duration::from_secs(600);
+        settings.crowded_timeout = Duration::from_millis(200);
+    });
+    let mut readers: Vec<RawHttp> = (0..CONNECTIONS_MAX).map(|_| rig.connect()).collect();
+    for http in &mut readers {
+        http.send("GET /v1/clones/huge/disk HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    for http in &mut readers {
+        http.stream().peek(&mut [0]).unwrap();
+    }
+    // New ones are turned away only until a reader has stood still for long enough.
+    let mut served = 0;
+    until(|| {
+        let reply = rig.connect().request("GET", DISK, &[("Range", "bytes=0-99")]);
+        assert!(matches!(reply.status, 206 | 503), "{}", reply.status);
+        served += u32::from(reply.status == 206);
+        assert!(rig.metric("clonegate_http_connections") <= CONNECTIONS_MAX as u64 + 1);
+        served == 8
+    });
+    assert!(rig.metric("clonegate_http_connections_timed_out_total") >= 1);
+}
+
+#[test]
+fn a_new_connection_is_turned_away_when_all_that_may_be_open_are_being_served() {
+    let rig = rig_with(|settings| settings.workers = 1);
+    rig.huge.stuck.store(true, SeqCst);
+    let mut busy: Vec<RawHttp> = (0..CONNECTIONS_MAX).map(|_| rig.connect()).collect();
+    for http in &mut busy {
+        http.send([put_head(4).as_bytes(), b"abcd"].concat()).unwrap();
+    }
+    until(|| rig.huge.writing.load(SeqCst) == CONNECTIONS_MAX as u64);
+    for _ in 0..3 {
+        let reply = rig.connect().request("GET", DISK, &[("Range", "bytes=0-99")]);
+        assert_eq!((reply.status, reply.code().as_str()), (503, "too-many-connections"));
+        assert_eq!(reply.field("retry-after"), Some("1"));
+    }
+    assert_eq!(rig.metric("clonegate_http_connections_refused_total"), 3);
+    assert_eq!(rig.metric("clonegate_http_connections"), CONNECTIONS_MAX as u64);
+    rig.huge.stuck.store(false, SeqCst);
+    for http in &mut busy {
+        assert_eq!(http.reply(false).unwrap().status, 204);
+    }
+    rig.honest();
 }
 
 #[test]

@@ -12,9 +12,13 @@ use clonegate::import::{Input, NoProgress};
 use clonegate::lifecycle::advisor::BuiltIn;
 use clonegate::lifecycle::views::{CreateClones, ImportTemplate, ListQuery, TemplateView};
 use clonegate::lifecycle::{DatastoreSettings, Gateway, GatewaySettings};
-use clonegate::store::{Store, StoreConfig, keys};
+use clonegate::store::{Operation, Store, StoreConfig, keys};
+use clonegate_core::ErrorKind;
 use clonegate_core::ids::Name;
 use clonegate_core::units::ByteRange;
+use clonegate_tests::faults::Faults;
+use clonegate_tests::rehearsal::Stores;
+use clonegate_tests::sim;
 
 async fn gateway(dir: &Path, number: u8) -> Arc<Gateway> {
     let clock = Clock::system();
@@ -78,6 +82,31 @@ async fn of_two_gateways_that_want_one_name_one_gets_it() {
     let bases = one.list_bases(ALL).await.unwrap().items;
     assert_eq!(bases.iter().map(|base| base.taken).sum::<u32>(), 8);
     assert_eq!(two.list_clones(ALL).await.unwrap().items.len(), 8);
+}
+
+#[test]
+fn asking_whether_a_gateway_is_ready_costs_its_home_one_small_request_a_second_however_many_ask() {
+    let stores = Stores::new(&["fast"]);
+    sim::runtime().block_on(async {
+        let faults = Faults::none();
+        let gateway = stores.gateway(1, &faults).await.unwrap();
+        import(&gateway, "t", 1, None).await;
+        gateway.create_clones(order("c", "t", Some(8)), false).await.unwrap();
+        let asked = || Operation::ALL.map(|operation| gateway.home().counts().of(operation).requests);
+        let before = asked();
+        for answer in futures::future::join_all((0..50).map(|_| gateway.ready())).await {
+            answer.unwrap();
+        }
+        let cost: Vec<u64> = asked().iter().zip(before).map(|(after, before)| after - before).collect();
+        assert!(cost.iter().sum::<u64>() <= 2, "{:?}: {cost:?}", Operation::ALL);
+        // What is remembered is not kept for long.
+        faults.outage();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(gateway.ready().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        faults.heal();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        gateway.ready().await.unwrap();
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

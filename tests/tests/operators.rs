@@ -54,9 +54,12 @@ fn bases_are_fetched_before_machines_ask() {
     read("bytes=0-16777215");
     assert_eq!(fetched(), before, "a machine still waits for the store");
 
-    // What one machine has read is what the next will: the boot set.
+    // What one machine has read is what the next will: the boot set. Nobody takes its fetching for reads of machines.
+    let demand = || ["hits", "misses", "joins"].map(|what| cache()[what].as_u64().unwrap());
     gateway.cli_ok(&["cache", "drop"]);
+    let asked = demand();
     gateway.cli_ok(&["cache", "warm", "--template", "demo"]);
+    assert_eq!(demand(), asked);
     let before = fetched();
     read("bytes=0-16777215");
     assert_eq!(fetched(), before, "the boot set was not fetched");

@@ -44,8 +44,18 @@ pub const HTTP_RANGES_MAX: usize = 16;
 pub const HTTP_HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Body bytes of one control request; more is 413.
 pub const HTTP_CONTROL_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Answers to changes with an `Idempotency-Key` that are remembered; the oldest goes first.
+pub const HTTP_ANSWERS_KEPT_MAX: usize = 1000;
+/// Bytes of their bodies; the oldest go first.
+pub const HTTP_ANSWERS_KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Body bytes of one answer that is remembered; of a larger one is known only how it ended, and a repeat is told so.
+pub const HTTP_ANSWER_KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Body bytes of one PUT to a disk; more is 413.
 pub const HTTP_WRITE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// First bytes of the body of a PUT, which are read whatever others have sent; for those beyond, the body waits for room.
+pub const HTTP_PUT_UNCOUNTED_BYTES: u64 = 64 * 1024;
+/// Bytes of the body of a PUT for which room is taken at a time.
+pub const HTTP_PUT_WINDOW_BYTES: u64 = 256 * 1024;
 /// Bytes that a streaming read asks of a device at a time.
 pub const READ_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Largest NBD request payload, bytes; also the maximum block size that we announce.

@@ -33,7 +33,7 @@ pub use raw::{NoRawSources, RawImage, RawSources, inspect};
 pub use warming::Piece;
 
 use crate::device::{Extent, Segments, Source};
-use crate::icache::ICache;
+use crate::icache::{Asker, ICache};
 use crate::store::{Store, keys};
 use ahead::Ahead;
 use boot::Trace;
@@ -133,8 +133,8 @@ impl Base {
         self.trace.touch(range);
         self.read_ahead(range);
         match &self.data {
-            Data::Packed(packed) => packed.read(range).await,
-            Data::Raw(raw) => raw.read(range).await,
+            Data::Packed(packed) => packed.read(range, Asker::Machine).await,
+            Data::Raw(raw) => raw.read(range, Asker::Machine).await,
         }
     }
 
@@ -159,12 +159,16 @@ impl Base {
     /// # Errors
     /// As [`Base::read`].
     pub async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+        self.extents_for(range, Asker::Machine).await
+    }
+
+    async fn extents_for(&self, range: ByteRange, asker: Asker) -> Result<Vec<Extent>> {
         range.check_within(self.record.size).map_err(|e| self.on(e))?;
         if range.is_empty() {
             return Ok(Vec::new());
         }
         match &self.data {
-            Data::Packed(packed) => packed.extents(range).await,
+            Data::Packed(packed) => packed.extents(range, asker).await,
             Data::Raw(_) => Ok(vec![Extent { range, source: Source::Base }]),
         }
     }

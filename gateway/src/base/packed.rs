@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::fetch::{self, Check, Wanted};
 use crate::device::{Extent, Segments, Source, zeroes};
-use crate::icache::{ICache, LineKey, Lookup, Pending};
+use crate::icache::{Asker, ICache, LineKey, Lookup, Pending};
 use crate::store::{Store, keys};
 
 /// Stored bytes of neighbouring index pages that come with a missing one: an image of some GiB has its whole index after the first read.
@@ -116,9 +116,9 @@ impl Packed {
         Some(segments)
     }
 
-    pub(super) async fn read(&self, range: ByteRange) -> Result<Segments> {
+    pub(super) async fn read(&self, range: ByteRange, asker: Asker) -> Result<Segments> {
         let mut segments = Segments::new();
-        for piece in self.request(range).await? {
+        for piece in self.request(range, asker).await? {
             match piece {
                 Piece::Zeroes(length) => zeroes(&mut segments, length),
                 Piece::Ready(bytes) => segments.push(bytes),
@@ -131,11 +131,11 @@ impl Packed {
     /// Starts whatever is missing of `range`, for nobody yet.
     pub(super) async fn start_reading(&self, range: ByteRange) {
         // Fetches are tasks of their own: they go on when those who would wait for them are dropped.
-        drop(self.request(range).await);
+        drop(self.request(range, Asker::Machine).await);
     }
 
     /// Starts whatever is missing of `range` and says in order what it consists of.
-    async fn request(&self, range: ByteRange) -> Result<Vec<Piece>> {
+    async fn request(&self, range: ByteRange, asker: Asker) -> Result<Vec<Piece>> {
         let (mut pieces, mut wanted) = (Vec::new(), Vec::new());
         let mut open: Option<(u64, Option<Page>)> = None;
         for part in self.parts(range) {
@@ -143,7 +143,7 @@ impl Packed {
             if open.as_ref().is_none_or(|(at, _)| *at != number) {
                 // What is wanted so far is on its way while the page comes.
                 self.start(std::mem::take(&mut wanted));
-                open = Some((number, self.page(number).await?));
+                open = Some((number, self.page(number, asker).await?));
             }
             let entry = match &open {
                 Some((_, Some(page))) => page.entry(slot)?,
@@ -153,7 +153,7 @@ impl Packed {
                 pieces.push(Piece::Zeroes((part.to - part.from) as u64));
                 continue;
             };
-            let pending = match self.cache.begin(LineKey(entry.hash.0)) {
+            let pending = match self.cache.begin(LineKey(entry.hash.0), asker) {
                 Lookup::Hit(line) => {
                     pieces.push(Piece::Ready(slice(&line, &part)?));
                     continue;
@@ -181,12 +181,12 @@ impl Packed {
     }
 
     /// Page `number` of the index; `None` when all its chunks are zeroes.
-    async fn page(&self, number: u64) -> Result<Option<Page>> {
+    async fn page(&self, number: u64, asker: Asker) -> Result<Option<Page>> {
         let Some(at) = self.index.page(number) else { return Ok(None) };
         if let Some(page) = self.page_in_memory(number) {
             return Ok(Some(page));
         }
-        let pending = match self.cache.begin(self.page_key(number)) {
+        let pending = match self.cache.begin(self.page_key(number), asker) {
             Lookup::Hit(line) => return Ok(Some(Page::trusted(line))),
             Lookup::Join(pending) => pending,
             Lookup::Lead(claim, pending) => {
@@ -225,13 +225,13 @@ impl Packed {
         Ok(Wanted { claim, pack, frame: at.frame, plain_len: entries as usize * ENTRY_BYTES, check })
     }
 
-    pub(super) async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {
+    pub(super) async fn extents(&self, range: ByteRange, asker: Asker) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut add = |range: ByteRange, source: Source| Extent { range, source }.append_to(&mut extents);
         let page_bytes = u64::from(self.record.page_entries) * self.chunk_bytes();
         for number in range.start() / page_bytes..range.end().div_ceil(page_bytes) {
             let whole = ByteRange::new(number * page_bytes, (number + 1) * page_bytes).intersect(range);
-            let Some(page) = self.page(number).await? else {
+            let Some(page) = self.page(number, asker).await? else {
                 add(whole, Source::Zero);
                 continue;
             };
@@ -248,13 +248,13 @@ impl Packed {
     /// Fetches `chunk` unless it is in memory or on its way; never touches the statistics of demand.
     pub(super) async fn warm(&self, chunk: u64) -> Result<Warmed> {
         let (number, slot) = self.page_of(chunk);
-        let Some(page) = self.page(number).await? else { return Ok(Warmed::Known) };
+        let Some(page) = self.page(number, Asker::Warming).await? else { return Ok(Warmed::Known) };
         let Some(entry) = page.entry(slot)? else { return Ok(Warmed::Known) };
         let key = LineKey(entry.hash.0);
         if self.cache.is_known(&key) {
             return Ok(Warmed::Known);
         }
-        let Lookup::Lead(claim, pending) = self.cache.begin(key) else { return Ok(Warmed::Known) };
+        let Lookup::Lead(claim, pending) = self.cache.begin(key, Asker::Warming) else { return Ok(Warmed::Known) };
         let check = Check::Chunk(chunk, entry.hash);
         let plain_len = self.index.chunk_len(chunk);
         self.start(vec![Wanted { claim, pack: self.pack(&entry)?, frame: entry.frame, plain_len, check }]);

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::fetch::RUN_BYTES_MAX;
 use crate::device::Segments;
-use crate::icache::{Claim, ICache, LineKey, Lookup, Pending};
+use crate::icache::{Asker, Claim, ICache, LineKey, Lookup, Pending};
 use crate::store::keys::{self, Key};
 use crate::store::{Meta, Store};
 
@@ -154,9 +154,9 @@ impl Raw {
         Some(segments)
     }
 
-    pub(super) async fn read(&self, range: ByteRange) -> Result<Segments> {
+    pub(super) async fn read(&self, range: ByteRange, asker: Asker) -> Result<Segments> {
         self.source.check()?;
-        let pieces = self.request(range);
+        let pieces = self.request(range, asker);
         let mut segments = Segments::new();
         for (line, piece) in pieces {
             let bytes = match piece {
@@ -173,15 +173,15 @@ impl Raw {
     /// Starts whatever is missing of `range`, for nobody yet.
     pub(super) fn start_reading(&self, range: ByteRange) {
         if self.source.check().is_ok() {
-            drop(self.request(range));
+            drop(self.request(range, Asker::Machine));
         }
     }
 
     /// Starts whatever is missing of `range` and gives its lines in order, there or on their way.
-    fn request(&self, range: ByteRange) -> Vec<(u64, Result<Bytes, Pending>)> {
+    fn request(&self, range: ByteRange, asker: Asker) -> Vec<(u64, Result<Bytes, Pending>)> {
         let (mut pieces, mut wanted) = (Vec::new(), Vec::new());
         for line in range.start() / LINE..range.end().div_ceil(LINE) {
-            let piece = match self.cache.begin(self.key(line)) {
+            let piece = match self.cache.begin(self.key(line), asker) {
                 Lookup::Hit(bytes) => Ok(bytes),
                 Lookup::Join(pending) => Err(pending),
                 Lookup::Lead(claim, pending) => {
@@ -239,13 +239,14 @@ impl Raw {
         });
     }
 
+    /// Fetches `line` unless it is in memory or on its way; never touches the statistics of demand.
     pub(super) async fn warm(&self, line: u64) -> Result<super::packed::Warmed> {
         use super::packed::Warmed;
         let range = self.line_range(line);
         if range.is_empty() || self.cache.is_known(&self.key(line)) {
             return Ok(Warmed::Known);
         }
-        self.read(range).await.map(|_| Warmed::Fetched)
+        self.read(range, Asker::Warming).await.map(|_| Warmed::Fetched)
     }
 }
 

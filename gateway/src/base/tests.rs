@@ -273,6 +273,44 @@ async fn a_boot_set_is_recorded_in_order_of_first_touch_and_replayed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_fetched_before_machines_ask_leaves_the_statistics_of_demand_alone() {
+    let (store, objects) = tampered();
+    let image = noise(1, 64 * CHUNK_BYTES as usize);
+    let imported = imported(&store, &image).await;
+    let first = open(&store, &imported, &ICache::new(64 << 20)).await.unwrap();
+    for chunk in 10..20 {
+        read(&first, ByteRange::at(chunk * CHUNK, CHUNK).unwrap()).await.unwrap();
+    }
+    assert_eq!(first.save_boot_set(&Clock::system()).await.unwrap(), 10);
+    let key = keys::foreign("images/win.raw").unwrap();
+    put(&objects, &key, image.clone()).await;
+    let record = by_reference(&store, &key).await.unwrap();
+    let cache = ICache::new(64 << 20);
+    let demand = || {
+        let stats = cache.stats();
+        (stats.hits, stats.misses, stats.joins, stats.spared_bytes)
+    };
+    let again = first.record().clone();
+    let packed = Base::open(store.clone(), again, &NoRawSources, Arc::clone(&cache), Handle::current()).await.unwrap();
+    let raw = open_raw(&record, &store, &cache).await.unwrap();
+    // A replay, a second one that finds all of it there, what `cache warm` does, and what it does beside another.
+    assert_eq!((packed.replay().await.unwrap(), packed.replay().await.unwrap()), (10, 0));
+    for base in [&packed, &raw] {
+        base.prefetch(ByteRange::new(0, 2 * CHUNK)).await.unwrap();
+        let pieces = base.all_pieces().await.unwrap();
+        for piece in pieces {
+            futures::future::try_join(base.fetch_piece(piece), base.fetch_piece(piece)).await.unwrap();
+        }
+        assert!(base.boot_pieces().await.is_ok() && base.boot_trace().is_empty());
+    }
+    assert_eq!(demand(), (0, 0, 0, 0));
+    // What machines read is counted.
+    let whole = ByteRange::new(0, packed.size());
+    assert!(packed.try_read(whole).is_some() && read(&raw, whole).await.unwrap() == image);
+    assert_eq!(demand(), (128, 0, 0, 2 * image.len() as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_boot_set_costs_time_only() {
     let (store, objects) = tampered();
     let imported = imported(&store, &noise(1, 4 * CHUNK_BYTES as usize)).await;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use super::{Base, Data};
 use crate::device::Source;
+use crate::icache::Asker;
 
 /// Most bytes of one piece: as much as one GET brings.
 const PIECE_BYTES: u64 = super::fetch::RUN_BYTES_MAX;
@@ -60,7 +61,7 @@ impl Base {
     async fn pieces(&self, ranges: Vec<ByteRange>) -> Result<Vec<Piece>> {
         let mut pieces = Vec::new();
         for range in ranges {
-            let extents = self.extents(range).await?;
+            let extents = self.extents_for(range, Asker::Warming).await?;
             let stored = extents.iter().filter(|e| e.source != Source::Zero).map(|e| e.range.len()).sum();
             if stored > 0 {
                 pieces.push(Piece { range, stored });
@@ -69,14 +70,14 @@ impl Base {
         Ok(pieces)
     }
 
-    /// Fetches what of a piece is not in memory. It is no read of a machine: no boot set is made of it.
+    /// Fetches what of a piece is not in memory. It is no read of a machine: no boot set is made of it, and no statistics of demand.
     ///
     /// # Errors
     /// As [`Base::read`].
     pub async fn fetch_piece(&self, piece: Piece) -> Result<()> {
         match &self.data {
-            Data::Packed(packed) => packed.read(piece.range).await.map(drop),
-            Data::Raw(raw) => raw.read(piece.range).await.map(drop),
+            Data::Packed(packed) => packed.read(piece.range, Asker::Warming).await.map(drop),
+            Data::Raw(raw) => raw.read(piece.range, Asker::Warming).await.map(drop),
         }
     }
 }

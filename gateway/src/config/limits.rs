@@ -9,19 +9,21 @@ use crate::nbd::NbdSettings;
 
 const CONNECTIONS_MAX: u32 = 1_000_000;
 const THREADS_MAX: u32 = 256;
-/// The largest request must fit: 64 MiB by HTTP, 32 MiB by NBD.
-const BUFFERS_MIN: ByteSize = ByteSize::mib(64);
+/// The largest request must fit, 64 MiB, and as much must be left for others.
+const PUT_BUFFERS_MIN: ByteSize = ByteSize::mib(128);
+/// The largest request must fit, 32 MiB.
+const NBD_WAITING_MIN: ByteSize = ByteSize::mib(64);
 const BUFFERS_MAX: ByteSize = ByteSize::gib(2);
 
 /// Bounds of the servers. Each protects honest clients from one that is not; raise them for more machines than usual.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Open connections by HTTP and HTTPS; beyond it the one idle longest is closed.
+    /// Open connections by HTTP and HTTPS; beyond it the one that waited longest for its client is closed, or else the new one.
     pub http_connections: u32,
     /// Threads that serve HTTP; 0 is one per core.
     pub http_threads: u32,
-    /// Bytes of PUT bodies held in memory at a time; more wait.
+    /// Bytes of PUT bodies held in memory at a time, besides the first 64 KiB of each; more wait.
     pub http_put_buffers: ByteSize,
     /// Open connections by NBD; more are closed at once.
     pub nbd_connections: u32,
@@ -63,9 +65,12 @@ impl Limits {
                 return wrong(key, format!("it is from 0 to {THREADS_MAX}"));
             }
         }
-        for (key, buffers) in [("http_put_buffers", self.http_put_buffers), ("nbd_waiting", self.nbd_waiting)] {
-            if !(BUFFERS_MIN..=BUFFERS_MAX).contains(&buffers) {
-                return wrong(key, format!("it is from {BUFFERS_MIN} to {BUFFERS_MAX}"));
+        for (key, buffers, least) in [
+            ("http_put_buffers", self.http_put_buffers, PUT_BUFFERS_MIN),
+            ("nbd_waiting", self.nbd_waiting, NBD_WAITING_MIN),
+        ] {
+            if !(least..=BUFFERS_MAX).contains(&buffers) {
+                return wrong(key, format!("it is from {least} to {BUFFERS_MAX}"));
             }
         }
         Ok(())
@@ -113,7 +118,7 @@ mod tests {
             ("http_connections = 0", "limits.http_connections"),
             ("nbd_connections = 2000000", "limits.nbd_connections"),
             ("http_threads = 1000", "limits.http_threads"),
-            ("http_put_buffers = '1MiB'", "limits.http_put_buffers"),
+            ("http_put_buffers = '64MiB'", "limits.http_put_buffers"),
             ("nbd_waiting = '3GiB'", "limits.nbd_waiting"),
         ] {
             let error = crate::config::from_text(&format!("[limits]\n{text}")).unwrap_err();

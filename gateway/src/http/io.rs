@@ -35,7 +35,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedIo<T> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.watch.received();
+            self.watch.received(buf.filled().len() - before);
         }
         result
     }

@@ -11,6 +11,7 @@ mod download;
 mod io;
 mod plugins;
 pub mod problem;
+mod room;
 mod server;
 mod service;
 mod settings;

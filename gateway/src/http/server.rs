@@ -1,7 +1,7 @@
 //! The server: one thread with a runtime of its own per core, each accepting from one shared socket.
 
 use std::future::{Future, pending, poll_fn};
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,13 +19,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::io::WatchedIo;
+use super::problem::Problem;
+use super::room::Room;
 use super::service::{Requests, Shared};
 use super::settings::{HttpSettings, Secure};
-use super::watch::{Verdict, Ward, Watch};
+use super::watch::{Admitted, Verdict, Ward, Watch};
 use crate::clock::Clock;
 use crate::exports::Exports;
 use crate::metrics::Metrics;
@@ -62,14 +64,13 @@ impl HttpServer {
     ) -> Result<Self> {
         let (plain, address) = listen(settings.listen)?;
         let secure = settings.secure.as_ref().map(Secured::listen).transpose()?;
-        let write_buffers = Semaphore::new(usize::try_from(settings.write_buffers_bytes).unwrap_or(usize::MAX >> 3));
+        let room = Arc::new(Room::new(settings.write_buffers_bytes.into(), settings.write_patience));
         let shared = Arc::new(Shared {
             exports,
             clock,
             router,
             main: Handle::current(),
-            write_buffers,
-            write_buffers_max: settings.write_buffers_bytes,
+            room: Arc::clone(&room),
             tokens: settings.tokens.clone(),
         });
         let (stop, stopped) = watch::channel(None);
@@ -77,7 +78,7 @@ impl HttpServer {
         let (doors, inboxes): (Vec<_>, Vec<_>) = (0..workers)
             .map(|_| {
                 let (send, receive) = mpsc::unbounded_channel();
-                (Door { ward: Ward::new(settings, metrics.http_worker()), send }, receive)
+                (Door { ward: Ward::new(settings, Arc::clone(&room), metrics.http_worker()), send }, receive)
             })
             .unzip();
         let doors: Arc<[Door]> = doors.into();
@@ -262,11 +263,13 @@ impl Worker {
                 }
             };
             if let Some((stream, secure)) = mine {
-                if ward.open() >= connections_max {
-                    ward.evict_one();
+                if ward.make_room(connections_max) {
+                    let acceptor = acceptor.clone().filter(|_| secure);
+                    tokio::spawn(connection(stream, acceptor, ward.admit(), Arc::clone(&shared)));
+                } else {
+                    ward.turned_away();
+                    turn_away(stream, secure);
                 }
-                let acceptor = acceptor.clone().filter(|_| secure);
-                tokio::spawn(connection(stream, acceptor, Arc::clone(&ward), Arc::clone(&shared)));
             }
         };
         drop((plain, secure));
@@ -309,6 +312,21 @@ fn hand_over(door: &Door, stream: TcpStream, secure: bool) {
     }
 }
 
+/// Ends a connection for which there is no room; in the clear, it hears why.
+fn turn_away(stream: TcpStream, secure: bool) {
+    let Some(mut stream) = stream.into_std().ok().filter(|_| !secure) else { return };
+    let error = Error::unavailable("too-many-connections", "as many connections as may be open are being served")
+        .hint("come back soon, or let the operator raise limits.http_connections");
+    let problem = serde_json::to_vec(&Problem::of(&error)).unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n\
+         Connection: close\r\nContent-Length: {}\r\n\r\n",
+        problem.len()
+    );
+    // The socket is empty and takes it at once; if not, the client sees the end of the connection.
+    let _ = stream.write_all(&[head.as_bytes(), &problem].concat());
+}
+
 async fn sweep(ward: Arc<Ward>) {
     let mut interval = tokio::time::interval(ward.period());
     loop {
@@ -318,8 +336,7 @@ async fn sweep(ward: Arc<Ward>) {
 }
 
 /// Serves one connection until it ends, by its client, by the sweep or by a shutdown.
-async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, ward: Arc<Ward>, shared: Arc<Shared>) {
-    let admitted = ward.admit();
+async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, admitted: Admitted, shared: Arc<Shared>) {
     // Without this an answer in two segments waits for the delayed acknowledgement of the first: 40 ms.
     let _ = stream.set_nodelay(true);
     let peer = stream.peer_addr().ok().map(|peer| peer.ip());
@@ -334,7 +351,7 @@ async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, ward: Arc<
 /// Waits for the handshake of TLS, which has to come in the time of a header; `None` when it fails or takes longer.
 async fn greet<T>(handshake: impl Future<Output = io::Result<T>>, watch: &Watch) -> Option<T> {
     let mut handshake = pin!(handshake);
-    watch.received();
+    watch.received(0);
     poll_fn(|cx| {
         watch.register(cx.waker());
         if watch.verdict() != Verdict::Run {

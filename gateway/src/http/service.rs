@@ -17,12 +17,12 @@ use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use super::auth::Tokens;
 use super::disk::{self, Body, DiskRoute};
 use super::problem;
+use super::room::Room;
 use super::watch::Watch;
 use crate::clock::Clock;
 use crate::exports::Exports;
@@ -36,9 +36,8 @@ pub(crate) struct Shared {
     pub(crate) router: Router,
     /// Where the router's handlers run: they may do store IO.
     pub(crate) main: Handle,
-    /// Bytes of PUT bodies that may be in memory.
-    pub(crate) write_buffers: Semaphore,
-    pub(crate) write_buffers_max: u32,
+    /// For the bodies of PUTs.
+    pub(crate) room: Arc<Room>,
     /// Who may ask; `None` for anybody.
     pub(crate) tokens: Option<Arc<Tokens>>,
 }

@@ -19,7 +19,8 @@ pub struct HttpSettings {
     pub secure: Option<Secure>,
     /// Threads that serve connections; 0 for one per core.
     pub workers: usize,
-    /// Open connections. Beyond it the one that has been idle longest makes room.
+    /// Open connections. Beyond it the one that has waited longest for its client makes room; when there is none, the new one is turned
+    /// away.
     pub connections_max: usize,
     /// How long a connection may be idle between requests.
     pub idle_timeout: Duration,
@@ -29,10 +30,17 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     /// How long a response may wait for a reader that takes less than 64 KiB.
     pub stall_timeout: Duration,
+    /// How long a connection that is served, or whose body is read, may stand still when it is in the way of a new one.
+    pub crowded_timeout: Duration,
     /// How long a shutdown waits for answers that are under way.
     pub drain_timeout: Duration,
-    /// Bytes of PUT bodies that are held in memory at a time, over all connections; more wait.
+    /// Bytes of PUT bodies that are held in memory at a time, over all connections, besides the first 64 KiB of each; more wait.
+    /// 64 MiB of it are for one body at a time.
     pub write_buffers_bytes: u32,
+    /// How long a PUT waits for that.
+    pub write_patience: Duration,
+    /// In what time 256 KiB of a body that holds some must come while others wait.
+    pub write_hurry: Duration,
     /// The boot routes.
     pub boot: BootSettings,
     /// The plugins, whose routes are there only with them.
@@ -61,8 +69,11 @@ impl Default for HttpSettings {
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
+            crowded_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
             write_buffers_bytes: 256 * 1024 * 1024,
+            write_patience: Duration::from_secs(30),
+            write_hurry: Duration::from_secs(1),
             boot: BootSettings::default(),
             policies: None,
             tokens: None,

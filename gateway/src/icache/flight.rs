@@ -17,7 +17,7 @@ use futures::future::Shared;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{KeyHash, LineKey, Lines, Lookup, fetch_died};
+use super::{Asker, KeyHash, LineKey, Lines, Lookup, fetch_died};
 
 const SHARDS: usize = 16;
 
@@ -30,15 +30,15 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    pub(super) fn join_or_lead(&self, key: LineKey, lines: &Arc<Lines>) -> Lookup {
+    pub(super) fn join_or_lead(&self, key: LineKey, lines: &Arc<Lines>, asker: Asker) -> Lookup {
         let shard = &self.shards[usize::from(key.0[31]) % SHARDS];
         let mut waiters = shard.lock();
         if let Some(receiver) = waiters.get(&key) {
-            return Lookup::Join(Pending { receiver: receiver.clone(), joined: Some(Arc::clone(lines)) });
+            let joined = (asker == Asker::Machine).then(|| Arc::clone(lines));
+            return Lookup::Join(Pending { receiver: receiver.clone(), joined });
         }
         // A flight puts its line into the cache before it leaves this table, so whoever finds neither may lead.
-        if let Some(line) = lines.cache.get(&key) {
-            lines.counters.hit(line.len() as u64);
+        if let Some(line) = lines.find(&key, asker) {
             return Lookup::Hit(line);
         }
         let (sender, receiver) = oneshot::channel();
@@ -110,6 +110,7 @@ impl std::fmt::Debug for Claim {
 /// Waits for a line that is being fetched. May be dropped at any time.
 pub struct Pending {
     receiver: Shared<oneshot::Receiver<Result<Bytes>>>,
+    /// Where it is counted that a machine did not need a fetch of its own.
     joined: Option<Arc<Lines>>,
 }
 

@@ -77,6 +77,15 @@ pub struct ICacheStats {
     pub in_flight: u64,
 }
 
+/// On whose behalf a line is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// A machine reads: it is counted, and lines that are asked for again stay.
+    Machine,
+    /// It is fetched before machines ask: neither the statistics of demand nor the order of eviction know of it.
+    Warming,
+}
+
 /// What asking for a line gave.
 #[derive(Debug)]
 pub enum Lookup {
@@ -97,6 +106,20 @@ pub struct ICache {
 struct Lines {
     cache: Cache<LineKey, Bytes, LineWeight, KeyHash, CountEvictions>,
     counters: Arc<Counters>,
+}
+
+impl Lines {
+    /// A line that is in memory.
+    fn find(&self, key: &LineKey, asker: Asker) -> Option<Bytes> {
+        match asker {
+            Asker::Machine => {
+                let line = self.cache.get(key)?;
+                self.counters.hit(line.len() as u64);
+                Some(line)
+            }
+            Asker::Warming => self.cache.peek(key),
+        }
+    }
 }
 
 impl ICache {
@@ -131,9 +154,7 @@ impl ICache {
 
     /// The line, when it is in memory. The hot path: no allocation.
     pub fn get(&self, key: &LineKey) -> Option<Bytes> {
-        let line = self.lines.cache.get(key)?;
-        self.lines.counters.hit(line.len() as u64);
-        Some(line)
+        self.lines.find(key, Asker::Machine)
     }
 
     /// The line, when it is in memory, without counting it as a read: for lines that are no data, as index pages.
@@ -146,7 +167,7 @@ impl ICache {
         if self.lines.cache.contains_key(&key) {
             return None;
         }
-        match self.flights.join_or_lead(key, &self.lines) {
+        match self.flights.join_or_lead(key, &self.lines, Asker::Warming) {
             Lookup::Lead(claim, _) => Some(claim),
             Lookup::Hit(_) | Lookup::Join(_) => None,
         }
@@ -158,15 +179,15 @@ impl ICache {
     }
 
     /// Asks for a line. At most one caller leads at any time, however many ask.
-    pub fn begin(&self, key: LineKey) -> Lookup {
-        if let Some(line) = self.get(&key) {
+    pub fn begin(&self, key: LineKey, asker: Asker) -> Lookup {
+        if let Some(line) = self.lines.find(&key, asker) {
             return Lookup::Hit(line);
         }
-        let lookup = self.flights.join_or_lead(key, &self.lines);
-        match &lookup {
-            Lookup::Hit(_) => {}
-            Lookup::Join(_) => self.lines.counters.join(),
-            Lookup::Lead(..) => self.lines.counters.miss(),
+        let lookup = self.flights.join_or_lead(key, &self.lines, asker);
+        match (&lookup, asker) {
+            (Lookup::Hit(_), _) | (_, Asker::Warming) => {}
+            (Lookup::Join(_), Asker::Machine) => self.lines.counters.join(),
+            (Lookup::Lead(..), Asker::Machine) => self.lines.counters.miss(),
         }
         lookup
     }
@@ -180,7 +201,7 @@ impl ICache {
     where
         F: Future<Output = Result<Bytes>> + Send + 'static,
     {
-        match self.begin(key) {
+        match self.begin(key, Asker::Machine) {
             Lookup::Hit(line) => Ok(line),
             Lookup::Join(pending) => pending.await,
             Lookup::Lead(claim, pending) => {

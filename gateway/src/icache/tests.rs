@@ -16,7 +16,7 @@ fn line(fill: u8) -> Bytes {
 }
 
 fn put(cache: &ICache, number: u64) {
-    if let Lookup::Lead(claim, _) = cache.begin(key(number)) {
+    if let Lookup::Lead(claim, _) = cache.begin(key(number), Asker::Machine) {
         claim.fulfil(Ok(line(1)));
     }
 }
@@ -62,7 +62,7 @@ async fn a_cancelled_leader_harms_nobody() {
     while cache.stats().misses == 0 {
         tokio::task::yield_now().await;
     }
-    let Lookup::Join(follower) = cache.begin(key(1)) else { panic!("the fetch is under way") };
+    let Lookup::Join(follower) = cache.begin(key(1), Asker::Machine) else { panic!("the fetch is under way") };
     lead.abort();
     assert!(lead.await.unwrap_err().is_cancelled());
     gate.notify_one();
@@ -89,7 +89,7 @@ async fn a_fetch_that_panics_wakes_those_who_wait() {
     let fetch = async { panic!("a bug in a fetch") };
     let died = cache.get_or_fetch(key(1), &Handle::current(), fetch).await;
     assert_eq!(died.unwrap_err().code(), "fetch-died");
-    let Lookup::Lead(claim, pending) = cache.begin(key(2)) else { panic!("nobody fetches it") };
+    let Lookup::Lead(claim, pending) = cache.begin(key(2), Asker::Machine) else { panic!("nobody fetches it") };
     drop(claim);
     assert_eq!(pending.await.unwrap_err().code(), "fetch-died");
     assert_eq!((cache.stats().failures, cache.stats().in_flight), (2, 0));
@@ -124,7 +124,9 @@ fn a_cache_of_any_size_keeps_lines_of_any_size_that_fit() {
             if (bytes as u64 + LINE_OVERHEAD_BYTES) * 2 > capacity {
                 continue;
             }
-            let Lookup::Lead(claim, _) = cache.begin(key(bytes as u64)) else { panic!("not there yet") };
+            let Lookup::Lead(claim, _) = cache.begin(key(bytes as u64), Asker::Machine) else {
+                panic!("not there yet")
+            };
             claim.fulfil(Ok(Bytes::from(vec![1; bytes])));
             assert!(cache.get(&key(bytes as u64)).is_some(), "{bytes} bytes in {capacity}");
         }

@@ -64,6 +64,10 @@ impl Exports for Gateway {
         })
     }
 
+    fn ready(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.run(|gateway| async move { gateway.ready.ask(&gateway.home, &gateway.clock).await }))
+    }
+
     fn list(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ExportInfo>>> {
         Box::pin(async move {
             self.run(move |gateway| async move {

@@ -22,6 +22,7 @@ use super::leftovers::Leftovers;
 use super::machines::Machines;
 use super::open::OpenDevices;
 use super::orders::Orders;
+use super::ready::Readiness;
 use super::turns::Turns;
 use super::volumes::{Bases, Sources};
 use super::waiting::{self, Waits};
@@ -108,6 +109,8 @@ pub struct Gateway {
     pub(super) waiting: Arc<Waits>,
     /// What was said to be about to be full.
     pub(super) alerted: Mutex<HashMap<(String, String), String>>,
+    /// Whether the home answered when it was last asked.
+    pub(super) ready: Readiness,
     /// What identities are encrypted with.
     pub(super) identity_keys: OnceLock<IdentityKeys>,
 }
@@ -166,6 +169,7 @@ impl Gateway {
             leftovers: Leftovers::new(&clock),
             waiting: Arc::default(),
             alerted: Mutex::default(),
+            ready: Readiness::default(),
             identity_keys: OnceLock::new(),
             handle: Handle::current(),
             clock,

@@ -9,9 +9,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use clonegate_core::Error;
 use clonegate_core::format::sparse::MEDIA_TYPE;
-use clonegate_core::limits::HTTP_CONTROL_BODY_BYTES_MAX;
+use clonegate_core::limits::{
+    HTTP_ANSWER_KEPT_BYTES_MAX, HTTP_ANSWERS_KEPT_BYTES_MAX, HTTP_ANSWERS_KEPT_MAX, HTTP_CONTROL_BODY_BYTES_MAX,
+};
+use futures::{StreamExt, stream};
 use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
@@ -20,19 +23,36 @@ use super::answer::Refusal;
 pub(super) const HEADER: &str = "idempotency-key";
 /// Longest key, bytes.
 const KEY_BYTES_MAX: usize = 255;
-/// Answers kept; the oldest goes first.
-const KEPT_MAX: usize = 1000;
-/// Largest answer that is kept, bytes.
-const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Answers by key. In memory: a restarted gateway does not know them.
-#[derive(Debug, Default)]
-pub(super) struct Kept(Mutex<Ring>);
+#[derive(Debug)]
+pub(super) struct Kept {
+    ring: Mutex<Ring>,
+    bounds: Bounds,
+}
+
+/// What is kept at most.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    answers: usize,
+    /// Of all bodies.
+    bytes: usize,
+    /// Of one body.
+    answer_bytes: usize,
+}
 
 #[derive(Debug, Default)]
 struct Ring {
-    by_key: HashMap<String, Arc<Once>>,
+    by_key: HashMap<String, Place>,
     order: VecDeque<String>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    once: Arc<Once>,
+    /// Bytes of its answer, once there is one.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -46,30 +66,61 @@ struct Answered {
     status: StatusCode,
     content_type: Option<HeaderValue>,
     location: Option<HeaderValue>,
-    body: Bytes,
+    /// `None` when it is too large to be kept.
+    body: Option<Bytes>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self::within(Bounds {
+            answers: HTTP_ANSWERS_KEPT_MAX,
+            bytes: HTTP_ANSWERS_KEPT_BYTES_MAX,
+            answer_bytes: HTTP_ANSWER_KEPT_BYTES_MAX,
+        })
+    }
 }
 
 impl Kept {
+    fn within(bounds: Bounds) -> Self {
+        Self { ring: Mutex::default(), bounds }
+    }
+
     fn entry(&self, key: &str, request: blake3::Hash) -> Arc<Once> {
-        let mut ring = self.0.lock();
-        if let Some(once) = ring.by_key.get(key) {
-            return Arc::clone(once);
+        let mut ring = self.ring.lock();
+        if let Some(place) = ring.by_key.get(key) {
+            return Arc::clone(&place.once);
         }
-        if ring.order.len() >= KEPT_MAX
-            && let Some(oldest) = ring.order.pop_front()
-        {
-            ring.by_key.remove(&oldest);
+        if ring.order.len() >= self.bounds.answers {
+            // Rather one that is answered than one that is being done, which may be sent again at any moment.
+            ring.remove(|place| place.once.answer.initialized()).or_else(|| ring.remove(|_| true));
         }
         let once = Arc::new(Once { request, answer: OnceCell::new() });
-        ring.by_key.insert(key.to_owned(), Arc::clone(&once));
+        ring.by_key.insert(key.to_owned(), Place { once: Arc::clone(&once), bytes: 0 });
         ring.order.push_back(key.to_owned());
         once
     }
 
-    fn forget(&self, key: &str) {
-        let mut ring = self.0.lock();
-        ring.by_key.remove(key);
-        ring.order.retain(|kept| kept != key);
+    /// The answer under `key` has come: older ones make room for its bytes.
+    fn answered(&self, key: &str, once: &Arc<Once>, bytes: usize) {
+        let mut ring = self.ring.lock();
+        let Some(place) = ring.by_key.get_mut(key).filter(|place| Arc::ptr_eq(&place.once, once)) else { return };
+        place.bytes = bytes;
+        ring.bytes += bytes;
+        while ring.bytes > self.bounds.bytes && ring.remove(|place| place.bytes > 0).is_some() {}
+    }
+
+    fn forget(&self, once: &Arc<Once>) {
+        self.ring.lock().remove(|place| Arc::ptr_eq(&place.once, once));
+    }
+}
+
+impl Ring {
+    /// Takes out the oldest of this kind.
+    fn remove(&mut self, kind: impl Fn(&Place) -> bool) -> Option<()> {
+        let at = self.order.iter().position(|key| self.by_key.get(key).is_some_and(&kind))?;
+        let place = self.by_key.remove(&self.order.remove(at)?)?;
+        self.bytes -= place.bytes;
+        Some(())
     }
 }
 
@@ -95,31 +146,68 @@ pub(super) async fn once(State(kept): State<Arc<Kept>>, request: Request, next: 
         let error = Error::conflict("idempotency-key-reused", "the key was used for another request").on(key);
         return Refusal(error.hint("use a new key for each change")).into_response();
     }
-    let mut done_now = false;
+    let mut done_now = None;
     let answered = once.answer.get_or_init(async || {
-        done_now = true;
         let response = next.run(Request::from_parts(parts, Body::from(body))).await;
         let (parts, body) = response.into_parts();
-        let body = to_bytes(body, ANSWER_BYTES_MAX).await.unwrap_or_default();
+        let (kept, body) = gather(body, kept.bounds.answer_bytes).await;
         let header = |name| parts.headers.get(name).cloned();
-        Answered { status: parts.status, content_type: header(CONTENT_TYPE), location: header(LOCATION), body }
+        let (content_type, location) = (header(CONTENT_TYPE), header(LOCATION));
+        let answered = Answered { status: parts.status, content_type, location, body: kept };
+        done_now = Some(Response::from_parts(parts, body));
+        answered
     });
-    let answered = answered.await.clone();
+    let answered = answered.await;
     // What may go better next time is not held against the client.
     if answered.status.is_server_error() {
-        kept.forget(&key);
+        kept.forget(&once);
+    } else if done_now.is_some() {
+        kept.answered(&key, &once, answered.body.as_ref().map_or(0, Bytes::len));
     }
-    let mut headers = HeaderMap::new();
-    if let Some(content_type) = answered.content_type {
-        headers.insert(CONTENT_TYPE, content_type);
+    done_now.unwrap_or_else(|| again(&key, answered))
+}
+
+/// A body to be kept, when it has at most `most` bytes, and the same to be sent.
+async fn gather(body: Body, most: usize) -> (Option<Bytes>, Body) {
+    let mut rest = body.into_data_stream();
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    while let Some(piece) = rest.next().await {
+        bytes += piece.as_ref().map_or(0, Bytes::len);
+        let broken = piece.is_err();
+        pieces.push(piece);
+        if broken || bytes > most {
+            return (None, Body::from_stream(stream::iter(pieces).chain(rest)));
+        }
     }
-    if let Some(location) = answered.location {
-        headers.insert(LOCATION, location);
+    let whole: Bytes = match pieces.len() {
+        1 => pieces.pop().and_then(Result::ok).unwrap_or_default(),
+        _ => pieces.into_iter().flatten().collect::<Vec<Bytes>>().concat().into(),
+    };
+    (Some(whole.clone()), Body::from(whole))
+}
+
+/// What a request gets that was answered before.
+fn again(key: &str, answered: &Answered) -> Response {
+    let mut response = match &answered.body {
+        Some(body) => (answered.status, body.clone()).into_response(),
+        None => {
+            let how = if answered.status.is_success() { "was done" } else { "was refused" };
+            let text = format!("the request {how} ({}); its answer was too large to be kept", answered.status.as_u16());
+            let place = answered.location.as_ref().and_then(|location| location.to_str().ok());
+            let place = place.map_or_else(|| "list what it was about".to_owned(), |place| format!("see {place}"));
+            let hint = format!("it is not done a second time: {place}");
+            Refusal(Error::conflict("answer-not-kept", text).on(key).hint(hint)).into_response()
+        }
+    };
+    let headers = response.headers_mut();
+    if let (Some(content_type), true) = (&answered.content_type, answered.body.is_some()) {
+        headers.insert(CONTENT_TYPE, content_type.clone());
     }
-    if !done_now {
-        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    if let Some(location) = &answered.location {
+        headers.insert(LOCATION, location.clone());
     }
-    (answered.status, headers, answered.body).into_response()
+    headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    response
 }
 
 /// The key of a change; uploads are not kept, as they are larger than any answer.
@@ -151,17 +239,21 @@ mod tests {
     use super::*;
 
     fn app(status: StatusCode) -> (Router, Arc<AtomicU32>) {
+        app_that_keeps(Kept::default(), status)
+    }
+
+    fn app_that_keeps(kept: Kept, status: StatusCode) -> (Router, Arc<AtomicU32>) {
         let count = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&count);
         let handler = move |body: String| {
             let number = counter.fetch_add(1, SeqCst) + 1;
             async move {
                 tokio::task::yield_now().await;
-                (status, format!("{number} {body}"))
+                (status, [(LOCATION, format!("/v1/things/{number}"))], format!("{number} {body}"))
             }
         };
         let router = Router::new().route("/", post(handler));
-        (router.layer(axum::middleware::from_fn_with_state(Arc::new(Kept::default()), once)), count)
+        (router.layer(axum::middleware::from_fn_with_state(Arc::new(kept), once)), count)
     }
 
     async fn send(app: &Router, key: Option<&str>, body: &'static str) -> (u16, String, bool) {
@@ -197,5 +289,41 @@ mod tests {
             assert_eq!(send(&app, Some("k"), "a").await.0, 503);
         }
         assert_eq!(count.load(SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_answers_go_when_all_together_have_too_many_bytes() {
+        let bounds = Bounds { answers: 3, bytes: 20, answer_bytes: 20 };
+        let (app, count) = app_that_keeps(Kept::within(bounds), StatusCode::OK);
+        for key in ["a", "b"] {
+            assert_eq!(send(&app, Some(key), "12345678").await.1.len(), 10);
+        }
+        for key in ["a", "b"] {
+            assert!(send(&app, Some(key), "12345678").await.2, "{key} fits");
+        }
+        assert_eq!(send(&app, Some("c"), "1").await.1, "3 1");
+        assert!(send(&app, Some("b"), "12345678").await.2 && send(&app, Some("c"), "1").await.2);
+        assert_eq!(count.load(SeqCst), 3);
+        assert!(!send(&app, Some("a"), "12345678").await.2, "the oldest made room");
+        // The number is a bound, too.
+        for key in ["d", "e", "f"] {
+            send(&app, Some(key), "").await;
+        }
+        assert!(send(&app, Some("f"), "").await.2 && !send(&app, Some("c"), "1").await.2);
+    }
+
+    #[tokio::test]
+    async fn of_an_answer_too_large_to_keep_its_caller_gets_all_and_a_repeat_hears_that_it_is_done_and_where() {
+        let bounds = Bounds { answers: 10, bytes: 8, answer_bytes: 8 };
+        let (app, count) = app_that_keeps(Kept::within(bounds), StatusCode::CREATED);
+        let (first, second) = tokio::join!(send(&app, Some("k"), "a long one"), send(&app, Some("k"), "a long one"));
+        assert_eq!((first.0, first.1.as_str(), first.2), (201, "1 a long one", false));
+        for again in [second, send(&app, Some("k"), "a long one").await] {
+            assert_eq!((again.0, again.2), (409, true));
+            for part in ["answer-not-kept", "(201)", "see /v1/things/1"] {
+                assert!(again.1.contains(part), "{part}: {}", again.1);
+            }
+        }
+        assert_eq!(count.load(SeqCst), 1);
     }
 }

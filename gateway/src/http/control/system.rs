@@ -31,10 +31,10 @@ pub(super) async fn healthz() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Whether it can serve: its home answers.
+/// Whether it can serve: its home answers, or did within the last second.
 #[utoipa::path(get, path = "/readyz", tag = "system", responses((status = 200, body = Health), (status = 503, description = "Not ready", body = crate::http::problem::Problem)))]
 pub(super) async fn readyz(State(control): State<Control>) -> Answer<Health> {
-    control.exports.list(1).await?;
+    control.exports.ready().await?;
     Ok(Json(Health { status: "ok" }))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use clonegate_core::http::ContentRange;
 use clonegate_core::http::precondition::Verdict;
-use clonegate_core::limits::HTTP_WRITE_BYTES_MAX;
+use clonegate_core::limits::{HTTP_PUT_UNCOUNTED_BYTES, HTTP_PUT_WINDOW_BYTES, HTTP_WRITE_BYTES_MAX};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, Result};
 use http::header::{self, HeaderMap};
@@ -18,8 +18,12 @@ use super::get::{Asked, beyond_end, precondition_failed};
 use super::validators::version_headers;
 use crate::device::{Device, Version, WriteOptions, read_only};
 use crate::http::problem;
+use crate::http::room::Held;
 use crate::http::service::Shared;
 use crate::http::watch::Watch;
+
+/// Memory that is reserved at once for a body that comes in pieces.
+const FIRST_BYTES: usize = 256 * 1024;
 
 /// Answers a PUT.
 pub(super) async fn put(
@@ -48,10 +52,9 @@ pub(super) async fn put(
         (!asked.conditions.is_empty()).then_some(before.0)
     };
     let written = async {
-        let permits = u32::try_from(range.len()).unwrap_or(u32::MAX).min(shared.write_buffers_max);
-        let _room = shared.write_buffers.acquire_many(permits).await;
-        watch.reading_body(range.len());
-        let data = collect(body, range).await?;
+        // What it holds is given back when the bytes are written.
+        let mut intake = Intake::new(shared, watch, range);
+        let data = intake.collect(body).await.map_err(|e| e.on(&info.name))?;
         watch.serving();
         device.write(range.start(), data, WriteOptions { fua: true, expect }).await
     };
@@ -96,24 +99,60 @@ fn length_mismatch(range: ByteRange, got: u64) -> Error {
         .hint("nothing was written: send as many bytes as the range has")
 }
 
-/// The body, which must be as long as `range`. Without a copy when it came in one piece.
-async fn collect(mut body: Incoming, range: ByteRange) -> Result<Bytes> {
-    let length = usize::try_from(range.len()).unwrap_or(usize::MAX);
-    let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| Error::invalid("body-broken", "the body could not be read").because(error))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if whole.is_empty() && data.len() == length && body.is_end_stream() {
-            return Ok(data);
-        }
-        if whole.len() + data.len() > length {
-            return Err(length_mismatch(range, (whole.len() + data.len()) as u64));
-        }
-        whole.reserve(if whole.is_empty() { length } else { 0 });
-        whole.extend_from_slice(&data);
+/// A body on its way in.
+struct Intake<'a> {
+    shared: &'a Shared,
+    watch: &'a Watch,
+    held: Held<'a>,
+    range: ByteRange,
+    /// How many bytes there is room for.
+    covered: u64,
+}
+
+impl<'a> Intake<'a> {
+    fn new(shared: &'a Shared, watch: &'a Watch, range: ByteRange) -> Self {
+        watch.reading_body(range.len());
+        Self { shared, watch, held: shared.room.enter(), range, covered: HTTP_PUT_UNCOUNTED_BYTES }
     }
-    if whole.len() == length { Ok(whole.freeze()) } else { Err(length_mismatch(range, whole.len() as u64)) }
+
+    /// The body, which must be as long as the range. Without a copy when it came in one piece.
+    async fn collect(&mut self, mut body: Incoming) -> Result<Bytes> {
+        let length = usize::try_from(self.range.len()).unwrap_or(usize::MAX);
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame =
+                frame.map_err(|error| Error::invalid("body-broken", "the body could not be read").because(error))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let here = whole.len() + data.len();
+            if here > length {
+                return Err(length_mismatch(self.range, here as u64));
+            }
+            self.cover(here as u64).await?;
+            if whole.is_empty() && here == length && body.is_end_stream() {
+                return Ok(data);
+            }
+            // It grows with what comes, not with what was announced.
+            whole.reserve(if whole.is_empty() { length.min(FIRST_BYTES) } else { 0 });
+            whole.extend_from_slice(&data);
+        }
+        if whole.len() == length { Ok(whole.freeze()) } else { Err(length_mismatch(self.range, whole.len() as u64)) }
+    }
+
+    /// Takes room for what is here and a window more, before more is read.
+    async fn cover(&mut self, here: u64) -> Result<()> {
+        let length = self.range.len();
+        if here < self.covered || self.covered >= length {
+            return Ok(());
+        }
+        self.covered = length.min(here + HTTP_PUT_WINDOW_BYTES);
+        if !self.held.try_cover(self.covered) {
+            self.watch.serving();
+            self.held.cover(self.covered, &self.shared.clock).await?;
+            self.watch.reading_body(length - here);
+        }
+        self.watch.holds_room();
+        Ok(())
+    }
 }
 
 /// 204, with the new entity tag when it is surely that of this write: the version follows directly on the one expected.
