@@ -271,6 +271,50 @@ fn a_reader_that_goes_straight_ahead_asks_for_each_object_once_and_seldom_waits(
 }
 
 #[test]
+fn a_fold_reads_what_lives_however_large_and_sparse_its_objects_are() {
+    const PIECE: u64 = 1024;
+    const PIECES: u64 = 16;
+    let lives = |block: u64| block % 100 == 7;
+    let mut world = world(Durability::Object);
+    world.record.size = PIECES * PIECE * 4096;
+    let runtime = runtime();
+    world.clock = runtime.block_on(async { Clock::simulated(7) });
+    runtime.block_on(async {
+        let gateway = world.gateway(1, &Faults::none(), None).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        for piece in 0..PIECES {
+            let bytes = Bytes::from(vec![1; usize::try_from(PIECE * 4096).unwrap()]);
+            volume.write(piece * PIECE * 4096, bytes, WriteOptions::default()).await.unwrap();
+            volume.flush().await.unwrap();
+        }
+        // Of each of these records a hundredth is left, each block far from the next.
+        let mut at = 0;
+        while at < PIECES * PIECE {
+            let end = (at..PIECES * PIECE).find(|block| lives(*block)).unwrap_or(PIECES * PIECE);
+            if at < end {
+                let bytes = Bytes::from(vec![2; usize::try_from((end - at) * 4096).unwrap()]);
+                volume.write(at * 4096, bytes, WriteOptions::default()).await.unwrap();
+            }
+            at = end + 1;
+        }
+        volume.flush().await.unwrap();
+        let before = gateway.store.counts().of(Operation::Get);
+        tokio::time::sleep(Duration::from_secs(900)).await;
+        let after = gateway.store.counts().of(Operation::Get);
+        let listing = Listing::read(&world.store(), world.record.id).await.unwrap();
+        assert!(!listing.segments.is_empty(), "nothing was folded");
+        let live = 4096 * (0..PIECES * PIECE).filter(|block| lives(*block)).count() as u64;
+        let (read, requests) = (after.bytes - before.bytes, after.requests - before.requests);
+        println!("{} KiB in {requests} requests were read to fold {} KiB", read / 1024, live / 1024);
+        assert!(read <= 4 * live, "{read} bytes were read of objects in which {live} live");
+        for block in (0..PIECES * PIECE).step_by(97).chain((7..PIECES * PIECE).step_by(100)) {
+            let found = volume.read(ByteRange::new(block * 4096, (block + 1) * 4096)).await.unwrap().concat();
+            assert!(found.iter().all(|byte| *byte == if lives(block) { 1 } else { 2 }), "block {block}");
+        }
+    });
+}
+
+#[test]
 fn garbage_does_not_wait_for_its_grace_when_there_is_too_much_of_it() {
     let mut world = world(Durability::Object);
     world.settings.grace = Duration::from_secs(3600);
