@@ -314,6 +314,76 @@ fn a_fold_reads_what_lives_however_large_and_sparse_its_objects_are() {
     });
 }
 
+/// Two records of so many blocks, of which one has the even blocks of the volume and the other the odd ones.
+async fn write_in_turns(volume: &Volume, blocks: u64) {
+    for odd in 0..2 {
+        for n in 0..blocks {
+            write(volume, 2 * n + odd, u8::try_from(n % 251).unwrap()).await;
+        }
+        volume.flush().await.unwrap();
+    }
+}
+
+#[test]
+fn what_lies_in_turns_in_two_objects_is_asked_for_once_by_a_reader_that_goes_straight_ahead() {
+    const BLOCKS: u64 = 1000;
+    run(Durability::Object, async |world, _, volume| {
+        write_in_turns(volume, BLOCKS).await;
+        let reader = slow_reader(world);
+        let volume = world.open(&reader).await.unwrap();
+        volume.read(ByteRange::new(SIZE - 4096, SIZE)).await.unwrap();
+        let before = reader.store.counts().of(Operation::Get);
+        for n in 0..2 * BLOCKS {
+            let read = volume.read(ByteRange::new(n * 4096, (n + 1) * 4096)).await.unwrap().concat();
+            assert!(read.iter().all(|byte| u64::from(*byte) == n / 2 % 251), "block {n}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let after = reader.store.counts().of(Operation::Get);
+        let (bytes, requests) = (after.bytes - before.bytes, after.requests - before.requests);
+        println!("{bytes} bytes in {requests} requests");
+        assert_eq!(bytes, 2 * BLOCKS * 4100, "each line of each object is asked for once");
+        assert!(requests <= BLOCKS / 16, "{requests} requests for {} lines", 2 * BLOCKS.div_ceil(16));
+    });
+}
+
+#[test]
+fn many_who_read_the_same_share_one_request_and_one_who_goes_away_keeps_nobody_waiting() {
+    run(Durability::Object, async |world, _, volume| {
+        write_in_turns(volume, 64).await;
+        let reader = slow_reader(world);
+        let volume = world.open(&reader).await.unwrap();
+        volume.read(ByteRange::new(SIZE - 4096, SIZE)).await.unwrap();
+        let before = reader.store.counts().of(Operation::Get).requests;
+        let read = |first: u64| {
+            let volume = Arc::clone(&volume);
+            tokio::spawn(async move { volume.read(ByteRange::new(first * 4096, (first + 4) * 4096)).await })
+        };
+        let first = read(0);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let others: Vec<_> = (0..16).map(|n| read(n % 4 * 2)).collect();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        // The one for whom it is being fetched.
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        for (n, other) in others.into_iter().enumerate() {
+            let found = tokio::time::timeout(Duration::from_secs(60), other).await.expect("it waits for ever");
+            let first = n as u64 % 4;
+            let bytes = found.unwrap().unwrap().concat();
+            assert!(bytes.iter().enumerate().all(|(at, byte)| u64::from(*byte) == first + at as u64 / 8192));
+        }
+        let asked = reader.store.counts().of(Operation::Get).requests - before;
+        assert_eq!(asked, 2, "one line of each of two objects");
+        // A failure is told to those who waited, and not kept.
+        reader.faults.outage();
+        let failing = read(100);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(failing);
+        reader.faults.heal();
+        let bytes = read(100).await.unwrap().unwrap().concat();
+        assert!(bytes.iter().enumerate().all(|(at, byte)| u64::from(*byte) == 50 + at as u64 / 8192));
+    });
+}
+
 #[test]
 fn garbage_does_not_wait_for_its_grace_when_there_is_too_much_of_it() {
     let mut world = world(Durability::Object);

@@ -102,7 +102,7 @@ pub struct Engine {
     pub clock: Clock,
     /// The runtime that store IO runs on.
     pub handle: Handle,
-    pub(crate) cache: DeltaCache,
+    pub(crate) cache: Arc<DeltaCache>,
     pub(crate) budget: Arc<Semaphore>,
     /// Somebody waits for the budget: volumes that only hold it have to let go.
     pub(crate) pressure: Notify,
@@ -135,7 +135,7 @@ impl Engine {
             unsettled: Unsettled::open(settings.journal.as_deref()),
             upkeep: Semaphore::new(UPKEEP_MAX),
             pressure: Notify::new(),
-            cache: DeltaCache::new(settings.cache_bytes),
+            cache: DeltaCache::new(settings.cache_bytes, handle.clone()),
             budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
             open: Mutex::new(HashSet::new()),
             settings,
