@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::load::{Listing, read_checkpoint, read_head};
 use super::map::Place;
 use super::object::{Objects, key_of};
-use super::state::{Image, LogState};
+use super::state::{Image, KeptImage, LogState};
 use crate::store::Store;
 
 /// Deletes in flight.
@@ -87,8 +87,15 @@ pub async fn garbage(
     // In order, so that a simulation asks the store in the same order each time.
     let kept: BTreeSet<Position> = state.kept.iter().map(|k| k.kept.at).chain(stored.kept.iter().copied()).collect();
     memory.kept.retain(|at, _| kept.contains(at));
+    // Kept since the checkpoint: what such a state needs is in memory only, and nobody but us writes the checkpoint of a place in our epoch.
+    let unwritten =
+        |kept: &KeptImage| kept.unwritten.is_some() && kept.image.is_some() && kept.kept.at.epoch == at.epoch;
+    let unwritten: HashSet<Position> = state.kept.iter().filter(|k| unwritten(k)).map(|k| k.kept.at).collect();
     for at in kept {
         live.insert(ObjectName::Checkpoint(at));
+        if unwritten.contains(&at) {
+            continue;
+        }
         // What the stored checkpoint says counts: another owner may have written it, over other objects.
         let names = match memory.kept.entry(at) {
             Entry::Occupied(known) => known.into_mut(),
