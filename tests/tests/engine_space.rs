@@ -271,6 +271,120 @@ fn a_reader_that_goes_straight_ahead_asks_for_each_object_once_and_seldom_waits(
 }
 
 #[test]
+fn a_fold_reads_what_lives_however_large_and_sparse_its_objects_are() {
+    const PIECE: u64 = 1024;
+    const PIECES: u64 = 16;
+    let lives = |block: u64| block % 100 == 7;
+    let mut world = world(Durability::Object);
+    world.record.size = PIECES * PIECE * 4096;
+    let runtime = runtime();
+    world.clock = runtime.block_on(async { Clock::simulated(7) });
+    runtime.block_on(async {
+        let gateway = world.gateway(1, &Faults::none(), None).unwrap();
+        let volume = world.open(&gateway).await.unwrap();
+        for piece in 0..PIECES {
+            let bytes = Bytes::from(vec![1; usize::try_from(PIECE * 4096).unwrap()]);
+            volume.write(piece * PIECE * 4096, bytes, WriteOptions::default()).await.unwrap();
+            volume.flush().await.unwrap();
+        }
+        // Of each of these records a hundredth is left, each block far from the next.
+        let mut at = 0;
+        while at < PIECES * PIECE {
+            let end = (at..PIECES * PIECE).find(|block| lives(*block)).unwrap_or(PIECES * PIECE);
+            if at < end {
+                let bytes = Bytes::from(vec![2; usize::try_from((end - at) * 4096).unwrap()]);
+                volume.write(at * 4096, bytes, WriteOptions::default()).await.unwrap();
+            }
+            at = end + 1;
+        }
+        volume.flush().await.unwrap();
+        let before = gateway.store.counts().of(Operation::Get);
+        tokio::time::sleep(Duration::from_secs(900)).await;
+        let after = gateway.store.counts().of(Operation::Get);
+        let listing = Listing::read(&world.store(), world.record.id).await.unwrap();
+        assert!(!listing.segments.is_empty(), "nothing was folded");
+        let live = 4096 * (0..PIECES * PIECE).filter(|block| lives(*block)).count() as u64;
+        let (read, requests) = (after.bytes - before.bytes, after.requests - before.requests);
+        println!("{} KiB in {requests} requests were read to fold {} KiB", read / 1024, live / 1024);
+        assert!(read <= 4 * live, "{read} bytes were read of objects in which {live} live");
+        for block in (0..PIECES * PIECE).step_by(97).chain((7..PIECES * PIECE).step_by(100)) {
+            let found = volume.read(ByteRange::new(block * 4096, (block + 1) * 4096)).await.unwrap().concat();
+            assert!(found.iter().all(|byte| *byte == if lives(block) { 1 } else { 2 }), "block {block}");
+        }
+    });
+}
+
+/// Two records of so many blocks, of which one has the even blocks of the volume and the other the odd ones.
+async fn write_in_turns(volume: &Volume, blocks: u64) {
+    for odd in 0..2 {
+        for n in 0..blocks {
+            write(volume, 2 * n + odd, u8::try_from(n % 251).unwrap()).await;
+        }
+        volume.flush().await.unwrap();
+    }
+}
+
+#[test]
+fn what_lies_in_turns_in_two_objects_is_asked_for_once_by_a_reader_that_goes_straight_ahead() {
+    const BLOCKS: u64 = 1000;
+    run(Durability::Object, async |world, _, volume| {
+        write_in_turns(volume, BLOCKS).await;
+        let reader = slow_reader(world);
+        let volume = world.open(&reader).await.unwrap();
+        volume.read(ByteRange::new(SIZE - 4096, SIZE)).await.unwrap();
+        let before = reader.store.counts().of(Operation::Get);
+        for n in 0..2 * BLOCKS {
+            let read = volume.read(ByteRange::new(n * 4096, (n + 1) * 4096)).await.unwrap().concat();
+            assert!(read.iter().all(|byte| u64::from(*byte) == n / 2 % 251), "block {n}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let after = reader.store.counts().of(Operation::Get);
+        let (bytes, requests) = (after.bytes - before.bytes, after.requests - before.requests);
+        println!("{bytes} bytes in {requests} requests");
+        assert_eq!(bytes, 2 * BLOCKS * 4100, "each line of each object is asked for once");
+        assert!(requests <= BLOCKS / 16, "{requests} requests for {} lines", 2 * BLOCKS.div_ceil(16));
+    });
+}
+
+#[test]
+fn many_who_read_the_same_share_one_request_and_one_who_goes_away_keeps_nobody_waiting() {
+    run(Durability::Object, async |world, _, volume| {
+        write_in_turns(volume, 64).await;
+        let reader = slow_reader(world);
+        let volume = world.open(&reader).await.unwrap();
+        volume.read(ByteRange::new(SIZE - 4096, SIZE)).await.unwrap();
+        let before = reader.store.counts().of(Operation::Get).requests;
+        let read = |first: u64| {
+            let volume = Arc::clone(&volume);
+            tokio::spawn(async move { volume.read(ByteRange::new(first * 4096, (first + 4) * 4096)).await })
+        };
+        let first = read(0);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        let others: Vec<_> = (0..16).map(|n| read(n % 4 * 2)).collect();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        // The one for whom it is being fetched.
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        for (n, other) in others.into_iter().enumerate() {
+            let found = tokio::time::timeout(Duration::from_secs(60), other).await.expect("it waits for ever");
+            let first = n as u64 % 4;
+            let bytes = found.unwrap().unwrap().concat();
+            assert!(bytes.iter().enumerate().all(|(at, byte)| u64::from(*byte) == first + at as u64 / 8192));
+        }
+        let asked = reader.store.counts().of(Operation::Get).requests - before;
+        assert_eq!(asked, 2, "one line of each of two objects");
+        // A failure is told to those who waited, and not kept.
+        reader.faults.outage();
+        let failing = read(100);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(failing);
+        reader.faults.heal();
+        let bytes = read(100).await.unwrap().unwrap().concat();
+        assert!(bytes.iter().enumerate().all(|(at, byte)| u64::from(*byte) == 50 + at as u64 / 8192));
+    });
+}
+
+#[test]
 fn garbage_does_not_wait_for_its_grace_when_there_is_too_much_of_it() {
     let mut world = world(Durability::Object);
     world.settings.grace = Duration::from_secs(3600);

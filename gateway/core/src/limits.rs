@@ -26,8 +26,12 @@ pub const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const COMMIT_EXTENTS_MAX: usize = 64 * 1024;
 /// Objects that one unlink names; garbage beyond that waits for the next.
 pub const UNLINK_OBJECTS_MAX: usize = 4096;
-/// Blocks of one folded segment (64 MiB).
+/// Blocks of one folded segment (64 MiB); a commit record or segment with more is corrupt.
 pub const SEGMENT_BLOCKS_MAX: u32 = 16 * 1024;
+/// Highest epoch, sequence, segment number, change or journal mark of a clone; a name or record with a higher one is corrupt.
+pub const LOG_NUMBER_MAX: u64 = 1 << 60;
+/// Epochs of a clone that nobody is known to have claimed, between one that was opened or claimed and the next; when there are more, the next is corrupt.
+pub const EPOCHS_UNCLAIMED_MAX: u64 = 256;
 /// Snapshots of one clone; one more is refused.
 pub const SNAPSHOTS_MAX: usize = 64;
 /// Objects that a checkpoint names; a larger one is corrupt.

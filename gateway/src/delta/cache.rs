@@ -1,11 +1,24 @@
 //! Blocks read back from the store: a bounded cache of the deltas' own, so that one clone's delta never flushes the iCache.
+//!
+//! A line that is missing is fetched by a task of its own, once however many ask for it meanwhile: whoever goes away harms nobody.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::future::ready;
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use clonegate_core::format::frame::{self, BLOCK, FRAME_BYTES};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, ErrorKind, Result};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::object::Object;
 use crate::device::Segments;
@@ -17,6 +30,8 @@ pub const LINE_FRAMES: u32 = 16;
 const FETCH_FRAMES: u32 = 256;
 
 type LineId = (u64, u32);
+/// A fetch under way: the first frame, and the blocks from there on.
+type Flight = Shared<BoxFuture<'static, Result<(u32, Bytes)>>>;
 
 #[derive(Clone)]
 struct ByBytes;
@@ -30,6 +45,26 @@ impl Weighter<LineId, Bytes> for ByBytes {
 /// See the module. Shared by all volumes of a gateway.
 pub struct DeltaCache {
     lines: Cache<LineId, Bytes, ByBytes>,
+    /// Lines that are on their way.
+    flights: Mutex<HashMap<LineId, Flight>>,
+    /// The runtime that store IO runs on.
+    handle: Handle,
+}
+
+/// Lines of an object that are being fetched; when it is dropped, for whatever reason, they are no more.
+struct Landing {
+    cache: Arc<DeltaCache>,
+    object: u64,
+    lines: Range<u32>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut flights = self.cache.flights.lock();
+        let landed: Vec<Option<Flight>> = self.lines.clone().map(|line| flights.remove(&(self.object, line))).collect();
+        drop(flights);
+        drop(landed);
+    }
 }
 
 impl std::fmt::Debug for DeltaCache {
@@ -39,11 +74,12 @@ impl std::fmt::Debug for DeltaCache {
 }
 
 impl DeltaCache {
-    /// A cache of so many bytes.
-    pub fn new(capacity_bytes: u64) -> Self {
+    /// A cache of so many bytes, which fetches on the runtime `handle`.
+    pub fn new(capacity_bytes: u64, handle: Handle) -> Arc<Self> {
         let line = u64::from(LINE_FRAMES) * BLOCK as u64;
         let items = usize::try_from((capacity_bytes / line).max(16)).unwrap_or(usize::MAX);
-        Self { lines: Cache::with_weighter(items, capacity_bytes, ByBytes) }
+        let lines = Cache::with_weighter(items, capacity_bytes, ByBytes);
+        Arc::new(Self { lines, flights: Mutex::default(), handle })
     }
 
     /// Bytes in it now.
@@ -95,7 +131,7 @@ impl DeltaCache {
     ///
     /// # Errors
     /// `Corrupt` with code `bad-block` when a block is not what was written, also when fetched again; what the store gives.
-    pub async fn read(&self, store: &Store, object: &Object, from: u64, to: u64) -> Result<Segments> {
+    pub async fn read(self: &Arc<Self>, store: &Store, object: &Arc<Object>, from: u64, to: u64) -> Result<Segments> {
         let mut out = Segments::new();
         let block = BLOCK as u64;
         let mut at = from;
@@ -105,7 +141,7 @@ impl DeltaCache {
                 at = one.min(to);
                 continue;
             }
-            let (first, bytes) = self.fetch(store, object, at, to).await?;
+            let (first, bytes) = self.join_or_fetch(store, object, at, to)?.await?;
             let begin = u64::from(first) * block;
             let part = part(&bytes, at - begin, to - begin).ok_or_else(|| past_end(object))?;
             at += part.len() as u64;
@@ -114,14 +150,53 @@ impl DeltaCache {
         Ok(out)
     }
 
-    /// Fetches the lines that hold `from..to`, as far as one request goes, and keeps them.
-    async fn fetch(&self, store: &Store, object: &Object, from: u64, to: u64) -> Result<(u32, Bytes)> {
+    /// What brings the line that holds the byte `from`: the fetch that has it under way, or a new one of this and the next lines up to `to`, as
+    /// far as one request goes and nobody else has them.
+    fn join_or_fetch(self: &Arc<Self>, store: &Store, object: &Arc<Object>, from: u64, to: u64) -> Result<Flight> {
         let line = |at: u64| u32::try_from(at / (u64::from(LINE_FRAMES) * BLOCK as u64)).map_err(|_| past_end(object));
-        let first = line(from)? * LINE_FRAMES;
-        let end = ((line(to - 1)? + 1) * LINE_FRAMES).min(first + FETCH_FRAMES).min(object.facts.frames);
-        if first >= end {
+        let first = line(from)?;
+        let most = object.facts.frames.div_ceil(LINE_FRAMES).min(first.saturating_add(FETCH_FRAMES / LINE_FRAMES));
+        let most = most.min(line(to - 1)? + 1);
+        if first >= most {
             return Err(past_end(object));
         }
+        let (answer, answered) = oneshot::channel();
+        let flight: Flight = answered.map(|answer| answer.unwrap_or_else(|_| Err(stopping()))).boxed().shared();
+        let mut end = first;
+        let mut flights = self.flights.lock();
+        for line in first..most {
+            let id = (object.uid, line);
+            let Entry::Vacant(free) = flights.entry(id) else { break };
+            // It may have come since it was looked for: then it is not asked for again.
+            if let Some(there) = self.lines.get(&id) {
+                if line == first {
+                    return Ok(ready(Ok((first * LINE_FRAMES, there))).boxed().shared());
+                }
+                break;
+            }
+            free.insert(flight.clone());
+            end = line + 1;
+        }
+        if end == first {
+            return flights.get(&(object.uid, first)).cloned().ok_or_else(|| past_end(object));
+        }
+        drop(flights);
+        // From here on they are ours to give back.
+        let landing = Landing { cache: Arc::clone(self), object: object.uid, lines: first..end };
+        let (store, object) = (store.clone(), Arc::clone(object));
+        self.handle.spawn(async move {
+            let frames = (first * LINE_FRAMES)..(end * LINE_FRAMES).min(object.facts.frames);
+            let fetched = landing.cache.fetch(&store, &object, frames).await;
+            drop(landing);
+            // Those who asked may all have gone away.
+            let _ = answer.send(fetched);
+        });
+        Ok(flight)
+    }
+
+    /// Fetches frames that begin a line, and keeps them.
+    async fn fetch(&self, store: &Store, object: &Object, frames: Range<u32>) -> Result<(u32, Bytes)> {
+        let (first, end) = (frames.start, frames.end);
         let bytes = match self.fetch_once(store, object, first, end).await {
             // It may have been damaged on the way: once more, then it is an error.
             Err(error) if error.kind() == ErrorKind::Corrupt => self.fetch_once(store, object, first, end).await,
@@ -154,6 +229,10 @@ fn part(bytes: &Bytes, from: u64, to: u64) -> Option<Bytes> {
     let from = usize::try_from(from).ok()?;
     let to = usize::try_from(to).unwrap_or(usize::MAX).min(bytes.len());
     (from < to).then(|| bytes.slice(from..to))
+}
+
+fn stopping() -> Error {
+    Error::unavailable("stopping", "the gateway is stopping")
 }
 
 fn past_end(object: &Object) -> Error {

@@ -70,8 +70,9 @@ impl Report {
     /// segment may still be named by a checkpoint that a stalled owner puts, unless there is one of a later epoch.
     pub fn may_go(&self, finding: &Finding) -> bool {
         let mut parts = finding.key.rsplit('/');
-        let _number = parts.next();
-        let epoch = parts.next().and_then(|epoch| epoch.parse::<u64>().ok());
+        // What is named otherwise is not ours to delete.
+        let number = parts.next().and_then(keys::number);
+        let epoch = number.and(parts.next()).and_then(keys::number);
         match (finding.standing, parts.next(), epoch) {
             (Standing::Orphan, Some("log"), Some(_)) => true,
             (Standing::Orphan, Some("seg"), Some(epoch)) => self.checkpoint.is_some_and(|at| at.epoch.0 > epoch),
@@ -156,6 +157,10 @@ pub async fn check(store: &Store, record: &CloneRecord, blocks: bool) -> Result<
     for other in &listing.others {
         let key = keys::clone_dir(record.id).key(other)?;
         checker.note(&key, 0, Standing::Orphan, "not a name of this program");
+    }
+    for impossible in &listing.impossible {
+        let key = keys::clone_dir(record.id).key(impossible)?;
+        checker.note(&key, 0, Standing::Corrupt, "a number that no clone comes to");
     }
     let (mut verified, mut checkpoint) = (0, None);
     match load(store, record).await {

@@ -78,7 +78,7 @@ pub async fn claim(
     }
     let mut loaded = loaded;
     let state = loop {
-        let Some(state) = close_older(store, loaded, known, mine, clock).await? else {
+        let Some(state) = close_older(store, loaded, &listing, known, mine, clock).await? else {
             return Ok(Claimed::OpenedMeanwhile);
         };
         // An owner that was still at work may have made a checkpoint and collected what our state points to. It was
@@ -124,11 +124,18 @@ async fn claim_epoch(
 }
 
 /// Closes every epoch below `mine` that may have a writer, taking in what it still committed. `None` at the first one after `known` that somebody has
-/// opened; that one is left as it is.
-async fn close_older(store: &Store, loaded: Loaded, known: u64, mine: u64, clock: &Clock) -> Result<Option<LogState>> {
+/// opened; that one is left as it is. `listing` was made after `mine` was claimed: whoever claims an older one later finds ours.
+async fn close_older(
+    store: &Store,
+    loaded: Loaded,
+    listing: &Listing,
+    known: u64,
+    mine: u64,
+    clock: &Clock,
+) -> Result<Option<LogState>> {
     let Loaded { mut state, end, .. } = loaded;
     let first = end.map_or(1, |(next, _)| next.epoch.0);
-    for epoch in first..mine {
+    for epoch in listing.may_be_written(first, mine) {
         let next = match end {
             Some((_, End::Closed | End::Poisoned)) if epoch == first => continue,
             Some((next, End::Open)) if epoch == first => next,
@@ -212,7 +219,7 @@ pub async fn fence(store: &Store, clone: &CloneRecord, last: u64, gateway: Gatew
     let loaded = Loaded { state: LogState::born(clone), listing: Listing::read(store, clone.id).await?, end: None };
     let who = Claimant { gateway, journal: None, fresh: false, lost_tail: false };
     let mine = claim_epoch(store, clone, &loaded, &who, clock).await?;
-    for epoch in last + 1..mine {
+    for epoch in loaded.listing.may_be_written(last.saturating_add(1), mine) {
         // Whoever claimed this one, and did not see the tombstone, has not opened it and cannot any more.
         let at = Position::new(epoch, 0);
         let key = keys::log(clone.id, at.epoch, at.sequence);

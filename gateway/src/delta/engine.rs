@@ -105,7 +105,7 @@ pub struct Engine {
     pub clock: Clock,
     /// The runtime that store IO runs on.
     pub handle: Handle,
-    pub(crate) cache: DeltaCache,
+    pub(crate) cache: Arc<DeltaCache>,
     pub(crate) budget: Arc<Semaphore>,
     /// What of it the volumes of one store may take, by store.
     shares: Mutex<HashMap<usize, Weak<Semaphore>>>,
@@ -142,7 +142,7 @@ impl Engine {
             unsettled: Unsettled::open(settings.journal.as_deref()),
             upkeep: Semaphore::new(UPKEEP_MAX),
             pressure: Notify::new(),
-            cache: DeltaCache::new(settings.cache_bytes),
+            cache: DeltaCache::new(settings.cache_bytes, handle.clone()),
             budget: Arc::new(Semaphore::new(units(settings.dirty_bytes))),
             shares: Mutex::default(),
             open: Mutex::new(HashSet::new()),

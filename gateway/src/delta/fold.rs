@@ -1,6 +1,7 @@
 //! Folding: the live blocks of many small or mostly dead objects, written once more in the order of the volume.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,6 +26,10 @@ use crate::store::{PutNew, Store, keys};
 const SMALL_FRAMES: u32 = 256;
 /// Reads in flight.
 const IN_FLIGHT: usize = 16;
+/// Frames that one read takes at most (2 MiB), so that all that is on its way is half of a segment.
+const SPAN_FRAMES: u32 = 512;
+/// Dead frames between two runs that are read with them rather than left out (128 KiB): less than what a request costs.
+const GAP_FRAMES: u32 = 32;
 
 /// What is to be folded: runs of the map, in the order of the volume.
 #[derive(Debug)]
@@ -140,6 +145,68 @@ fn choose(state: &LogState, candidates: impl Iterator<Item = (u64, u32)>) -> Opt
     Some(FoldPlan { runs, objects: chosen, blocks })
 }
 
+/// Blocks that a plan moves: where they lie and where they come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Move {
+    /// Index of the object.
+    object: u32,
+    /// First frame in it.
+    frame: u32,
+    /// One past the last.
+    end: u32,
+    /// First frame in the segment.
+    to: u32,
+}
+
+/// What is read of an object at once.
+#[derive(Debug)]
+struct Span {
+    object: u32,
+    first: u32,
+    end: u32,
+    moves: Vec<Move>,
+}
+
+/// Blocks that were read, each run with its first frame in the segment.
+type Parts = Vec<(u32, Bytes)>;
+
+/// The moves of these runs of the map, and how many blocks they are.
+fn moves_of(runs: &[MapRun]) -> (Vec<Move>, u32) {
+    let mut moves = Vec::with_capacity(runs.len());
+    let mut to = 0u32;
+    for run in runs {
+        let Place::Object { object, frame: first } = run.place else { continue };
+        let end = first.saturating_add(u32::try_from(run.end - run.start).unwrap_or(u32::MAX));
+        for frame in (first..end).step_by(SPAN_FRAMES as usize) {
+            let end = end.min(frame.saturating_add(SPAN_FRAMES));
+            moves.push(Move { object, frame, end, to });
+            to = to.saturating_add(end - frame);
+        }
+    }
+    (moves, to)
+}
+
+/// The reads that bring these moves: what lies near to one another in an object is read together, and what is dead between is not, so that a fold reads
+/// and holds in proportion to what lives, however large and sparse its objects are.
+fn spans_of(mut moves: Vec<Move>) -> Vec<Span> {
+    moves.sort_unstable();
+    let mut spans: Vec<Span> = Vec::new();
+    for one in moves {
+        match spans.last_mut() {
+            Some(span)
+                if span.object == one.object
+                    && one.frame <= span.end.saturating_add(GAP_FRAMES)
+                    && one.end - span.first <= SPAN_FRAMES =>
+            {
+                span.end = span.end.max(one.end);
+                span.moves.push(one);
+            }
+            _ => spans.push(Span { object: one.object, first: one.frame, end: one.end, moves: vec![one] }),
+        }
+    }
+    spans
+}
+
 /// Reads what the plan says and writes the segment.
 ///
 /// # Errors
@@ -152,47 +219,39 @@ pub async fn fold(
     epoch: Epoch,
     number: u64,
 ) -> Result<Folded> {
-    let mut wanted: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
-    for run in &plan.runs {
-        if let Place::Object { object, frame } = run.place {
-            let end = frame + u32::try_from(run.end - run.start).unwrap_or(u32::MAX);
-            let hull = wanted.entry(object).or_insert((frame, end));
-            *hull = (hull.0.min(frame), hull.1.max(end));
-        }
+    let (moves, blocks) = moves_of(&plan.runs);
+    if blocks != plan.blocks {
+        return Err(Error::internal("bad-fold", format!("{blocks} blocks moved of {} planned", plan.blocks)));
     }
-    type Fetched = Result<(u32, (u32, Bytes))>;
-    let reads: Vec<BoxFuture<'_, Fetched>> = wanted
-        .iter()
-        .filter_map(|(index, (first, end))| {
-            let object = Arc::clone(plan.objects.get(index)?);
-            let (index, first, end) = (*index, *first, *end);
-            Some(async move { Ok((index, (first, read(store, &object, first, end).await?))) }.boxed())
+    let nonce = clock.nonce();
+    let record = SegmentRecord { clone: state.clone, epoch, number, nonce, blocks };
+    let (mut segment, frames_at) = begin_segment(&record)?;
+    segment.resize(segment.len() + blocks as usize * FRAME_BYTES, 0);
+    let reads: Vec<BoxFuture<'_, Result<Parts>>> = spans_of(moves)
+        .into_iter()
+        .map(|span| match plan.objects.get(&span.object) {
+            Some(object) => read(store, Arc::clone(object), span).boxed(),
+            None => ready(Err(Error::internal("bad-fold", "a run in an object that was not chosen"))).boxed(),
         })
         .collect();
-    let bytes: HashMap<u32, (u32, Bytes)> = stream::iter(reads).buffered(IN_FLIGHT).try_collect().await?;
-    let nonce = clock.nonce();
-    let record = SegmentRecord { clone: state.clone, epoch, number, nonce, blocks: plan.blocks };
-    let (mut segment, frames_at) = begin_segment(&record)?;
-    let mut moved = Vec::with_capacity(plan.runs.len());
-    let mut next = 0u32;
-    for run in &plan.runs {
-        let Place::Object { object, frame } = run.place else { continue };
-        let blocks = u32::try_from(run.end - run.start).unwrap_or(u32::MAX);
-        let part = bytes.get(&object).and_then(|(first, bytes)| {
-            let from = (frame - first) as usize * BLOCK;
-            bytes.get(from..from + blocks as usize * BLOCK)
-        });
-        let part = part.ok_or_else(|| Error::internal("bad-fold", "a run outside of what was read"))?;
-        frame::put(&mut segment, &nonce, next, part);
-        moved.push((*run, next));
-        next += blocks;
+    // What has come goes to its place at once, so that besides the segment only what is on its way takes memory.
+    let mut reads = stream::iter(reads).buffer_unordered(IN_FLIGHT);
+    let mut placed = 0;
+    while let Some(parts) = reads.try_next().await? {
+        for (to, part) in parts {
+            let at = frames_at as usize + to as usize * FRAME_BYTES;
+            let place = segment.get_mut(at..at + part.len() / BLOCK * FRAME_BYTES);
+            let place = place.ok_or_else(|| Error::internal("bad-fold", "a run beyond the end of its segment"))?;
+            frame::put_over(place, &nonce, to, &part);
+            placed += part.len() / BLOCK;
+        }
     }
-    if next != plan.blocks {
-        return Err(Error::internal("bad-fold", format!("{next} blocks moved of {} planned", plan.blocks)));
+    drop(reads);
+    if placed != blocks as usize {
+        return Err(Error::internal("bad-fold", format!("{placed} blocks read of {blocks} planned")));
     }
-    let object = segment.freeze();
     let key = keys::segment(state.clone, epoch, number);
-    match store.put_new_cold(&key, object).await? {
+    match store.put_new_cold(&key, segment.freeze()).await? {
         PutNew::Created => {}
         PutNew::Exists(_) => {
             return Err(
@@ -200,18 +259,31 @@ pub async fn fold(
             );
         }
     }
-    let facts = BlockObject { name: ObjectName::Segment(epoch, number), nonce, frames_at, frames: next };
+    let mut next = 0u32;
+    let mut moved = Vec::with_capacity(plan.runs.len());
+    for run in plan.runs {
+        moved.push((run, next));
+        next += u32::try_from(run.end - run.start).unwrap_or(0);
+    }
+    let facts = BlockObject { name: ObjectName::Segment(epoch, number), nonce, frames_at, frames: blocks };
     Ok(Folded { object: Object::new(state.clone, facts), moved })
 }
 
-async fn read(store: &Store, object: &Object, first: u32, end: u32) -> Result<Bytes> {
+/// The blocks of a span that live. What is dead between them is not looked at.
+async fn read(store: &Store, object: Arc<Object>, span: Span) -> Result<Parts> {
     let at = |frame: u32| u64::from(object.facts.frames_at) + u64::from(frame) * FRAME_BYTES as u64;
-    let range = ByteRange::new(at(first), at(end));
+    let range = ByteRange::new(at(span.first), at(span.end));
     let mut again = false;
     loop {
         let frames = store.get_range(&object.key(), range, None).await?;
-        match frame::take(&object.facts.nonce, first, &frames) {
-            Ok(bytes) => return Ok(bytes),
+        let take = |one: &Move| {
+            let within = |frame: u32| (frame - span.first) as usize * FRAME_BYTES;
+            let part = frames.get(within(one.frame)..within(one.end));
+            let part = part.ok_or_else(|| Error::corrupt("short-record", "it ends before its last block"))?;
+            Ok((one.to, frame::take(&object.facts.nonce, one.frame, part)?))
+        };
+        match span.moves.iter().map(take).collect::<Result<Vec<_>>>() {
+            Ok(parts) => return Ok(parts),
             Err(_) if !again => again = true,
             Err(error) => return Err(error.on(object.key().to_string())),
         }
@@ -230,6 +302,34 @@ impl LogState {
                     self.image.map.insert(run.start, run.end, Place::Object { object: index, frame });
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lives_is_read_in_bounded_pieces_and_what_is_dead_between_is_not() {
+        let run = |start: u64, blocks: u64, object, frame| MapRun {
+            start,
+            end: start + blocks,
+            place: Place::Object { object, frame },
+        };
+        // Near to one another in another order, far away, long, and in another object.
+        let runs =
+            [run(0, 2, 7, 50), run(10, 1, 7, 10), run(20, 1, 7, 9000), run(30, 2000, 3, 100), run(9000, 1, 7, 11)];
+        let (moves, blocks) = moves_of(&runs);
+        assert_eq!(blocks, 2005);
+        let spans = spans_of(moves);
+        let found: Vec<_> = spans.iter().map(|span| (span.object, span.first, span.end, span.moves.len())).collect();
+        let long = [(3, 100, 612, 1), (3, 612, 1124, 1), (3, 1124, 1636, 1), (3, 1636, 2100, 1)];
+        assert_eq!(found, [&long[..], &[(7, 10, 12, 2), (7, 50, 52, 1), (7, 9000, 9001, 1)][..]].concat());
+        // Sparse for as long as one likes.
+        let runs: Vec<MapRun> = (0..10_000u32).map(|n| run(u64::from(n) * 9, 1, 1, n * 20)).collect();
+        for span in spans_of(moves_of(&runs).0) {
+            assert!(span.end - span.first <= SPAN_FRAMES, "{span:?}");
         }
     }
 }

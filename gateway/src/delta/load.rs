@@ -1,9 +1,12 @@
 //! Reads the state of a clone from the store: the newest checkpoint, then every record behind it, in order.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use clonegate_core::format::clone::CloneRecord;
 use clonegate_core::format::log::{Change, CommitHead, Head, ObjectName, Position, decode_head};
 use clonegate_core::ids::{CloneId, Epoch, Sequence};
+use clonegate_core::limits::{EPOCHS_UNCLAIMED_MAX, LOG_NUMBER_MAX};
 use clonegate_core::units::ByteRange;
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
@@ -38,6 +41,8 @@ pub struct Listing {
     pub deleted: bool,
     /// Names that are none of these.
     pub others: Vec<String>,
+    /// Names of a form that is ours, with numbers that no clone comes to.
+    pub impossible: Vec<String>,
 }
 
 impl Listing {
@@ -49,21 +54,21 @@ impl Listing {
         let mut listing = Self::default();
         for listed in store.list(&keys::clone_dir(clone)).await? {
             let parts: Vec<&str> = listed.key.split('/').collect();
-            let number = |text: &str| text.parse::<u64>().ok();
-            let two = |e: &str, n: &str| Some((number(e)?, number(n)?));
-            match parts.as_slice() {
-                ["epoch", e] if number(e).is_some() => listing.epochs.extend(number(e)),
-                ["log", e, n] if two(e, n).is_some() => {
-                    listing.logs.extend(two(e, n).map(|(e, n)| (Position::new(e, n), listed.size)));
-                }
-                ["ckpt", e, n] if two(e, n).is_some() => {
-                    listing.checkpoints.extend(two(e, n).map(|(e, n)| (Position::new(e, n), listed.size)));
-                }
-                ["seg", e, n] if two(e, n).is_some() => {
-                    listing.segments.extend(two(e, n).map(|(e, n)| (Epoch(e), n, listed.size)));
-                }
-                ["deleted"] => listing.deleted = true,
-                ["clone"] | ["identity", _] => {}
+            let numbers: Option<Vec<u64>> = parts.iter().skip(1).map(|part| keys::number(part)).collect();
+            let numbers = numbers.unwrap_or_default();
+            let ours =
+                matches!((parts.as_slice(), numbers.len()), (["epoch", _], 1) | (["log" | "ckpt" | "seg", _, _], 2));
+            if ours && numbers.iter().any(|number| *number > LOG_NUMBER_MAX) {
+                listing.impossible.push(listed.key);
+                continue;
+            }
+            match (parts.as_slice(), numbers.as_slice()) {
+                (["epoch", _], [e]) => listing.epochs.push(*e),
+                (["log", ..], [e, n]) => listing.logs.push((Position::new(*e, *n), listed.size)),
+                (["ckpt", ..], [e, n]) => listing.checkpoints.push((Position::new(*e, *n), listed.size)),
+                (["seg", ..], [e, n]) => listing.segments.push((Epoch(*e), *n, listed.size)),
+                (["deleted"], _) => listing.deleted = true,
+                (["clone"] | ["identity", _], _) => {}
                 _ => listing.others.push(listed.key),
             }
         }
@@ -87,6 +92,51 @@ impl Listing {
         let log = self.logs.last().map_or(0, |(at, _)| at.epoch.0);
         let checkpoint = self.checkpoints.last().map_or(0, |(at, _)| at.epoch.0);
         self.epochs.last().copied().unwrap_or(0).max(log).max(checkpoint)
+    }
+
+    /// Epochs that anybody claimed or put a record in, ascending.
+    fn known_epochs(&self) -> BTreeSet<u64> {
+        self.epochs.iter().copied().chain(self.logs.iter().map(|(at, _)| at.epoch.0)).collect()
+    }
+
+    /// Epochs from `first` on and below `end` that may have a writer, however late it is: those that are known of, and before each and before
+    /// `end` as many as may have been claimed without being known of.
+    pub fn may_be_written(&self, first: u64, end: u64) -> Vec<u64> {
+        let mut epochs = Vec::new();
+        let mut next = first.max(1);
+        for epoch in self.known_epochs().into_iter().filter(|epoch| *epoch < end).chain([end]) {
+            epochs.extend(next.max(epoch.saturating_sub(EPOCHS_UNCLAIMED_MAX))..=epoch);
+            next = next.max(epoch.saturating_add(1));
+        }
+        epochs.retain(|epoch| *epoch < end);
+        epochs
+    }
+
+    /// Refuses names that cannot be there: numbers that no clone comes to, and, after the epoch `opened`, which has an owner or had one, epochs that do
+    /// not follow one another. Who owns the volume is looked for in the next epoch, so that one far away is not to be gone on from.
+    fn check(&self, clone: CloneId, opened: Option<u64>) -> Result<()> {
+        let refuse = |key: String, what: String| {
+            Err(Error::corrupt("impossible-number", what)
+                .on(key)
+                .hint("clonegate did not make it: remove it, and run `clonegate fsck`; other clones are unharmed"))
+        };
+        let dir = keys::clone_dir(clone);
+        if let Some(name) = self.impossible.first() {
+            return refuse(format!("{dir}{name}"), "a number that no clone comes to".to_owned());
+        }
+        let Some(mut before) = opened else { return Ok(()) };
+        for epoch in self.known_epochs().range(before.saturating_add(1)..) {
+            if epoch - before > EPOCHS_UNCLAIMED_MAX {
+                let record = self.logs.iter().map(|(at, _)| *at).find(|at| at.epoch.0 == *epoch);
+                let key = match record.filter(|_| self.epochs.binary_search(epoch).is_err()) {
+                    Some(at) => keys::log(clone, at.epoch, at.sequence),
+                    None => keys::epoch(clone, Epoch(*epoch)),
+                };
+                return refuse(key.to_string(), format!("epoch {epoch}, where epoch {before} was the last"));
+            }
+            before = *epoch;
+        }
+        Ok(())
     }
 
     /// Sizes of the records of an epoch from `sequence` on, as far as there is no gap.
@@ -270,21 +320,25 @@ async fn load_listed(store: &Store, record: &CloneRecord, listing: Listing) -> R
     if listing.deleted {
         return Err(Error::not_found("clone-deleted", "the volume was deleted").on(record.id.to_string()));
     }
+    listing.check(record.id, None)?;
     let mut state = match listing.checkpoints.last() {
         Some((at, size)) => read_checkpoint(store, record.id, *at, Some(*size)).await?,
         None => LogState::born(record),
     };
-    let highest = listing.highest_epoch();
     let mut end = None;
     let begin = state.at;
-    for epoch in begin.map_or(1, |at| at.epoch.0)..=highest {
+    // Those that have records: others were claimed and not opened.
+    let first = begin.map_or(1, |at| at.epoch.0);
+    let written = listing.logs.iter().map(|(at, _)| at.epoch.0).filter(|epoch| *epoch >= first);
+    let epochs: BTreeSet<u64> = written.chain(begin.map(|at| at.epoch.0)).collect();
+    for epoch in epochs {
         let from = match begin {
             Some(at) if at.epoch.0 == epoch => at.next(),
             _ => Position::new(epoch, 0),
         };
         let sizes = listing.run_of(epoch, from.sequence.0);
         if sizes.is_empty() && from.sequence.0 == 0 {
-            // Claimed and not opened.
+            // Not opened: what lies in it is late.
             continue;
         }
         let (mut next, mut how) = replay(store, &mut state, from, &sizes).await?;
@@ -314,6 +368,7 @@ async fn load_listed(store: &Store, record: &CloneRecord, listing: Listing) -> R
             end = Some((next, how));
         }
     }
+    listing.check(record.id, state.at.map(|at| at.epoch.0))?;
     Ok(Loaded { state, listing, end })
 }
 

@@ -199,6 +199,12 @@ pub fn deleted(clone: CloneId) -> Key {
     key(format!("clones/{clone}/deleted"))
 }
 
+/// The number that a part of the name of a clone's object says, when it is written as it is here: twenty digits.
+pub fn number(text: &str) -> Option<u64> {
+    let digits = text.len() == 20 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
 /// `clones/<clone>/epoch/<e>`: ownership claim.
 pub fn epoch(clone: CloneId, epoch: Epoch) -> Key {
     key(format!("clones/{clone}/epoch/{:020}", epoch.0))
@@ -325,6 +331,17 @@ mod tests {
         );
         assert_eq!(catalog("clone", &Name::new("win.11").unwrap(), 3).as_str(), "catalog/clone/win.11.3");
         assert_eq!(all().as_str(), "");
+    }
+
+    #[test]
+    fn a_number_in_a_name_is_read_only_as_it_is_written() {
+        assert_eq!(number("00000000000000000031"), Some(31));
+        assert_eq!(number("18446744073709551615"), Some(u64::MAX));
+        for bad in
+            ["", "31", "+0000000000000000031", "000000000000000000031", "0000000000000000003x", "99999999999999999999"]
+        {
+            assert_eq!(number(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use clonegate_core::units::ByteRange;
+use clonegate_core::units::{BLOCK_BYTES, ByteRange};
 use clonegate_core::{Error, ErrorKind, Result};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -11,6 +11,8 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use super::core::{Core, Role};
 use super::plan::{Piece, Plan, plan};
 use crate::delta::Engine;
+use crate::delta::cache::LINE_FRAMES;
+use crate::delta::object::Object;
 use crate::device::{Extent, Segments, Source, zeroes};
 use crate::store::Store;
 
@@ -179,11 +181,7 @@ async fn fetch(engine: &Arc<Engine>, store: &Store, plan: &Plan, piece: &Piece) 
             if engine.cache.try_read(object, *from, *to, &mut out) {
                 return Ok(out);
             }
-            // A task of its own, on the runtime that store IO runs on: the asker may go away.
-            let (store, object, from, to) = (store.clone(), Arc::clone(object), *from, *to);
-            let shared = Arc::clone(engine);
-            let task = engine.handle.spawn(async move { shared.cache.read(&store, &object, from, to).await });
-            return task.await.map_err(|_| stopping())?;
+            return engine.cache.read(store, object, *from, *to).await;
         }
     }
     Ok(out)
@@ -213,9 +211,37 @@ pub(super) async fn extents_of(plan: &Plan, range: ByteRange) -> Result<Vec<Exte
 
 /// Fetches what a plan says into the caches.
 pub(super) async fn fetch_ahead(engine: &Engine, store: &Store, plan: &Plan) -> Result<()> {
-    let fetches: Vec<_> =
-        plan.pieces.iter().map(|piece| fetch_piece_ahead(engine, store, plan, piece).boxed()).collect();
+    let pieces = joined(&plan.pieces);
+    let fetches: Vec<_> = pieces.iter().map(|piece| fetch_piece_ahead(engine, store, plan, piece).boxed()).collect();
     stream::iter(fetches).buffer_unordered(IN_FLIGHT).try_collect().await
+}
+
+/// The pieces that have to be fetched, in their order; those of one object that are of the same or the next line of the cache as one, so that what
+/// lies in turns in several objects takes few requests.
+fn joined(pieces: &[Piece]) -> Vec<Piece> {
+    const LINE: u64 = LINE_FRAMES as u64 * BLOCK_BYTES;
+    let mut parts: Vec<(usize, &Arc<Object>, u64, u64)> = Vec::new();
+    let mut out: Vec<(usize, Piece)> = Vec::new();
+    for (place, piece) in pieces.iter().enumerate() {
+        match piece {
+            Piece::Object { object, from, to } => parts.push((place, object, *from, *to)),
+            Piece::Base(_) => out.push((place, piece.clone())),
+            Piece::Memory(_) | Piece::Zero(_) => {}
+        }
+    }
+    parts.sort_unstable_by_key(|(_, object, from, _)| (object.uid, *from));
+    let near = |a: &(usize, &Arc<Object>, u64, u64), b: &(usize, &Arc<Object>, u64, u64)| {
+        a.1.uid == b.1.uid && b.2 / LINE <= a.3.saturating_sub(1) / LINE + 1
+    };
+    for row in parts.chunk_by(near) {
+        let (Some((_, object, from, _)), Some(to)) = (row.first(), row.iter().map(|part| part.3).max()) else {
+            continue;
+        };
+        let place = row.iter().map(|part| part.0).min().unwrap_or(0);
+        out.push((place, Piece::Object { object: Arc::clone(object), from: *from, to }));
+    }
+    out.sort_unstable_by_key(|(place, _)| *place);
+    out.into_iter().map(|(_, piece)| piece).collect()
 }
 
 async fn fetch_piece_ahead(engine: &Engine, store: &Store, plan: &Plan, piece: &Piece) -> Result<()> {

@@ -19,10 +19,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Kind, Record};
-use super::log::{ObjectName, Position};
+use super::log::{ObjectName, Position, check_numbers};
 use crate::error::{Error, Result};
 use crate::ids::{BaseId, CloneId, Epoch, Name, Nonce, Sequence};
-use crate::limits::{CHECKPOINT_OBJECTS_MAX, CHECKPOINT_RUNS_MAX, SNAPSHOTS_MAX, VOLUME_BYTES_MAX};
+use crate::limits::{CHECKPOINT_OBJECTS_MAX, CHECKPOINT_RUNS_MAX, SEGMENT_BLOCKS_MAX, SNAPSHOTS_MAX, VOLUME_BYTES_MAX};
 use crate::units::{BLOCK_BYTES, BlockIndex};
 
 const OBJECT_BYTES: usize = 48;
@@ -152,7 +152,7 @@ pub fn encode_checkpoint(
 }
 
 /// Reads the record, the objects and the runs of a whole checkpoint object; the runs are ascending, do not overlap, and
-/// lie in their objects.
+/// lie in their objects, each of which has at most [`SEGMENT_BLOCKS_MAX`] frames.
 ///
 /// # Errors
 /// `Corrupt` when it is not one.
@@ -179,6 +179,8 @@ pub fn decode_checkpoint_into(
     if record.kept.len() > SNAPSHOTS_MAX + 1 {
         return Err(wrong(format!("{} snapshots", record.kept.len())));
     }
+    check_numbers([record.at.epoch.0, record.at.sequence.0, record.changed_in.0, record.change, record.journal_mark])?;
+    check_numbers(record.kept.iter().flat_map(|kept| [kept.at.epoch.0, kept.at.sequence.0]))?;
     let objects_end = decoded.sections_at + record.objects as usize * OBJECT_BYTES;
     let runs_end = objects_end + record.runs as usize * RUN_BYTES;
     if object.len() != runs_end {
@@ -235,9 +237,14 @@ fn decode_object(bytes: &[u8; OBJECT_BYTES]) -> Result<BlockObject> {
         2 => ObjectName::Segment(Epoch(epoch), number),
         kind => return Err(Error::corrupt("bad-checkpoint", format!("an object of kind {kind}"))),
     };
+    check_numbers([epoch, number])?;
+    let frames = u32_at(bytes, 40);
+    if frames > SEGMENT_BLOCKS_MAX {
+        return Err(Error::corrupt("bad-checkpoint", format!("an object of {frames} frames, {name:?}")));
+    }
     let mut nonce = [0; 16];
     nonce.copy_from_slice(&bytes[24..40]);
-    Ok(BlockObject { name, nonce: Nonce(nonce), frames_at: u32_at(bytes, 4), frames: u32_at(bytes, 40) })
+    Ok(BlockObject { name, nonce: Nonce(nonce), frames_at: u32_at(bytes, 4), frames })
 }
 
 #[cfg(test)]
@@ -284,6 +291,27 @@ mod tests {
         let (record, got_objects, got_runs) = decode_checkpoint(&object).unwrap();
         assert_eq!((record.objects, record.runs), (2, 3));
         assert_eq!((got_objects, got_runs), (objects, runs));
+    }
+
+    #[test]
+    fn objects_of_more_frames_and_higher_numbers_than_any_are_refused() {
+        let (object, objects, runs) = sample();
+        let (record, ..) = decode_checkpoint(&object).unwrap();
+        let refused = |record: CheckpointRecord, objects: &[BlockObject], code: &str| {
+            let object = encode_checkpoint(record, objects, runs.iter().copied()).unwrap();
+            assert_eq!(decode_checkpoint(&object).unwrap_err().code(), code);
+        };
+        let mut larger = objects.clone();
+        larger[1].frames = SEGMENT_BLOCKS_MAX + 1;
+        refused(record.clone(), &larger, "bad-checkpoint");
+        let mut higher = objects.clone();
+        higher[0].name = ObjectName::Log(Position::new(1, u64::MAX));
+        refused(record.clone(), &higher, "bad-record");
+        refused(CheckpointRecord { change: u64::MAX, ..record.clone() }, &objects, "bad-record");
+        refused(CheckpointRecord { journal_mark: u64::MAX, ..record.clone() }, &objects, "bad-record");
+        let mut kept = record.clone();
+        kept.kept[0].at = Position::new(u64::MAX, 0);
+        refused(kept, &objects, "bad-record");
     }
 
     #[test]

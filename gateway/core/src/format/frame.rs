@@ -45,6 +45,18 @@ pub fn put(out: &mut BytesMut, nonce: &Nonce, first: u32, data: &[u8]) {
     }
 }
 
+/// Writes `data`, whole blocks, as the frames `first..` of the object with this nonce over `out`, which is as long as these frames are.
+pub fn put_over(out: &mut [u8], nonce: &Nonce, first: u32, data: &[u8]) {
+    let seed = seed(nonce);
+    let mut index = first;
+    for (frame, block) in out.chunks_exact_mut(FRAME_BYTES).zip(data.chunks_exact(BLOCK)) {
+        let (place, check) = frame.split_at_mut(BLOCK);
+        place.copy_from_slice(block);
+        check.copy_from_slice(&check_of(seed, index, block).to_le_bytes());
+        index = index.wrapping_add(1);
+    }
+}
+
 /// The blocks of `frames`, which are the frames `first..` of the object with this nonce, each verified.
 ///
 /// # Errors
@@ -91,6 +103,16 @@ mod tests {
         assert_eq!(&blocks[..BLOCK], &[1; BLOCK]);
         assert_eq!(&blocks[BLOCK..BLOCK + 100], &[2; 100]);
         assert!(blocks[BLOCK + 100..].iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn frames_that_are_put_over_others_are_those_that_are_appended() {
+        let mut out = vec![9; 3 * FRAME_BYTES];
+        put_over(&mut out[FRAME_BYTES..], &NONCE, 3, &[[1; BLOCK], [2; BLOCK]].concat());
+        let mut appended = BytesMut::new();
+        put(&mut appended, &NONCE, 3, &[[1; BLOCK], [2; BLOCK]].concat());
+        assert_eq!(out[FRAME_BYTES..], appended[..]);
+        assert!(out[..FRAME_BYTES].iter().all(|&b| b == 9));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::envelope::{self, Kind, Record};
 use super::frame::{self, FRAME_BYTES};
 use crate::error::{Error, Result};
 use crate::ids::{BaseId, CloneId, Epoch, GatewayId, Name, Nonce, Sequence};
-use crate::limits::{COMMIT_EXTENTS_MAX, UNLINK_OBJECTS_MAX, VOLUME_BYTES_MAX};
+use crate::limits::{COMMIT_EXTENTS_MAX, LOG_NUMBER_MAX, SEGMENT_BLOCKS_MAX, UNLINK_OBJECTS_MAX, VOLUME_BYTES_MAX};
 use crate::units::{BLOCK_BYTES, BlockIndex};
 
 /// Bytes of an extent in a table.
@@ -239,6 +239,14 @@ pub fn encode_commit(mut record: CommitRecord, runs: &[Run]) -> Result<(Bytes, V
     Ok((object.freeze(), extents, frames_at))
 }
 
+/// Refuses numbers that no log comes to: what follows them would not be a number.
+pub(super) fn check_numbers(numbers: impl IntoIterator<Item = u64>) -> Result<()> {
+    match numbers.into_iter().find(|number| *number > LOG_NUMBER_MAX) {
+        Some(number) => Err(Error::corrupt("bad-record", format!("the number {number}, which no log comes to"))),
+        None => Ok(()),
+    }
+}
+
 fn too_many() -> Error {
     Error::exhausted("record-too-large", "a commit of more blocks than a record takes")
 }
@@ -322,6 +330,11 @@ pub fn decode_head(beginning: &[u8], size: u64) -> Result<Head> {
     if record.extents as usize > COMMIT_EXTENTS_MAX {
         return Err(Error::corrupt("bad-extent", format!("a record of {} extents", record.extents)));
     }
+    if record.blocks > SEGMENT_BLOCKS_MAX {
+        return Err(Error::corrupt("bad-record", format!("a record of {} blocks", record.blocks)));
+    }
+    let at = record.at;
+    check_numbers([at.epoch.0, at.sequence.0, record.settled.0, record.change, record.journal_mark])?;
     if matches!(&record.what, Change::Unlink { objects } if objects.len() > UNLINK_OBJECTS_MAX) {
         return Err(Error::corrupt("bad-record", "an unlink of more objects than one takes"));
     }
@@ -404,6 +417,22 @@ mod tests {
         for cut in 0..object.len() {
             assert!(decode_head(&object[..cut], cut as u64).is_err(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_record_of_more_blocks_or_higher_numbers_than_any_is_refused() {
+        let refused = |record: CommitRecord| {
+            let size = |record: &CommitRecord, at: usize| at as u64 + u64::from(record.blocks) * FRAME_BYTES as u64;
+            let object = envelope::encode(&record).unwrap();
+            let error = decode_head(&object, size(&record, object.len())).unwrap_err();
+            assert_eq!(error.code(), "bad-record", "{record:?}");
+        };
+        let good = || record(Change::Data);
+        refused(CommitRecord { blocks: SEGMENT_BLOCKS_MAX + 1, ..good() });
+        refused(CommitRecord { change: u64::MAX, ..good() });
+        refused(CommitRecord { journal_mark: LOG_NUMBER_MAX + 1, ..good() });
+        refused(CommitRecord { settled: Sequence(u64::MAX), ..good() });
+        refused(CommitRecord { at: Position::new(u64::MAX, 0), ..good() });
     }
 
     #[test]

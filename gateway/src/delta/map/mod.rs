@@ -350,8 +350,18 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Appends a run behind all others.
+    /// Appends a run behind all others. One that lies in an object is not longer than an object has frames.
     pub fn push(&mut self, run: MapRun) {
+        let mut rest = run;
+        while rest.place == Place::Zero && rest.end - rest.start > ZERO_BLOCKS_MAX {
+            let cut = rest.start + ZERO_BLOCKS_MAX;
+            self.push_one(MapRun { end: cut, ..rest });
+            rest.start = cut;
+        }
+        self.push_one(rest);
+    }
+
+    fn push_one(&mut self, run: MapRun) {
         let full = self.runs.len() >= LEAF_RUNS - LEAF_GROW || run.start - self.base >= LEAF_SPAN;
         if full {
             self.end_leaf();
@@ -534,6 +544,22 @@ mod tests {
 
         #[test]
         fn also_over_many_leaves(steps in steps(61)) { check(&steps) }
+    }
+
+    #[test]
+    fn zeroes_that_a_checkpoint_has_as_one_long_run_can_be_cut_anywhere() {
+        let mut loader = Loader::default();
+        let (start, end) = (5, 5 + u64::from(u32::MAX));
+        loader.push(MapRun { start, end, place: Place::Zero });
+        let mut map = loader.finish();
+        for block in [6, (1 << 31) + 7, end - 2] {
+            map.insert(block, block + 1, place(0, 3));
+            assert_eq!(map.get(block).expect("it was put").place, place(0, 3));
+        }
+        for block in [5, 7, 1 << 31, (1 << 31) + 8, end - 1] {
+            assert_eq!(map.get(block).expect("zeroes").place, Place::Zero, "block {block}");
+        }
+        assert_eq!((map.get(4), map.get(end), map.data_blocks()), (None, None, 3));
     }
 
     #[test]
