@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::process::Output;
 
-use clonegate_tests::gateway::{Gateway, command, free_address};
+use clonegate_tests::gateway::{Gateway, command, free_address, until};
 use clonegate_tests::raw_http::RawHttp;
 use clonegate_tests::serve::Serve;
 
@@ -152,6 +152,59 @@ fn up_says_in_one_line_what_is_wrong() {
     fs::write(&file, b"").unwrap();
     let mut below_a_file = command(["up", "--data", file.join("data").to_str().unwrap()]);
     check_refused(&below_a_file.output().unwrap(), 6, &["data directory cannot be made"]);
+}
+
+/// What it printed when it was started for the last of `times`.
+fn greeting(gateway: &Gateway, times: usize) -> String {
+    until("it says where everything is", || gateway.output().matches("Ctrl-C ends it").count() == times);
+    let output = gateway.output();
+    output[output.rfind("clonegate serves").expect("it serves")..].to_owned()
+}
+
+#[test]
+fn up_without_an_image_imports_the_demo_only_into_a_name_that_is_free() {
+    let mut gateway = Gateway::up(&["--clones", "1", "--template", "zz"]);
+    let file = gateway.dir().join("x.raw");
+    fs::write(&file, [1; 4096]).unwrap();
+    let path = file.to_str().unwrap();
+    // So that `zz` is not among the first hundred.
+    for number in 0..101 {
+        gateway.cli_ok(&["template", "import", &format!("a-{number:03}"), path]);
+    }
+    gateway.cli_ok(&["template", "import", "win11", path, "--draft"]);
+    let versions = |gateway: &Gateway, name: &str| {
+        let shown = gateway.cli_ok(&["template", "show", name, "--output", "json"]);
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["versions"].as_array().unwrap().len()
+    };
+    assert!(gateway.interrupt().success());
+    gateway.start();
+    assert_eq!(versions(&gateway, "zz"), 1, "it was there already");
+    assert!(gateway.interrupt().success());
+    let (data, http, nbd) = (gateway.data(), free_address().to_string(), free_address().to_string());
+    let up = ["up", "--data", data.to_str().unwrap(), "--listen", &http, "--nbd", &nbd, "--template", "win11"];
+    check_refused(
+        &command(up).output().unwrap(),
+        4,
+        &["win11", "published", "give an image", "template publish win11"],
+    );
+    gateway.start();
+    assert_eq!(versions(&gateway, "win11"), 1, "nothing was imported into it");
+}
+
+#[test]
+fn up_shows_the_clones_of_the_template_that_was_asked_for_and_counts_the_others() {
+    let mut gateway = Gateway::up(&["--clones", "2", "--template", "win11"]);
+    gateway.cli_ok(&["clone", "create", "win11-x", "--template", "win11", "--count", "6"]);
+    let file = gateway.dir().join("x.raw");
+    fs::write(&file, [1; 4096]).unwrap();
+    gateway.cli_ok(&["template", "import", "demo", file.to_str().unwrap()]);
+    gateway.cli_ok(&["clone", "create", "demo", "--template", "demo", "--count", "3"]);
+    assert!(gateway.interrupt().success());
+    gateway.start();
+    let said = greeting(&gateway, 2);
+    assert!(!said.contains("demo-0"), "{said}");
+    assert!(said.contains("and 3 more"), "eight clones, five are shown: {said}");
+    assert!(said.contains("/v1/clones/win11-001/disk | xxd"), "{said}");
 }
 
 #[test]

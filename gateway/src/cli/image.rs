@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
 use super::output;
-use crate::import::{Input, Progress, ProgressNow};
+use crate::import::{Input, Progress, ProgressNow, not_opened};
 
 /// The formats that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -56,14 +56,7 @@ pub(super) fn open(path: &Path, format: Format) -> Result<Input> {
         }
         return Ok(Input::RawStream { reader: Box::new(tokio::io::stdin()), size: None });
     }
-    if let Err(e) = std::fs::File::open(path) {
-        let (code, what) = match e.kind() {
-            std::io::ErrorKind::NotFound => ("no-image", "there is no such image"),
-            _ => ("unreadable-image", "the image cannot be read"),
-        };
-        let error = Error::not_found(code, what).on(path.display().to_string());
-        return Err(if code == "no-image" { error.hint("check the path") } else { error.because(e) });
-    }
+    std::fs::File::open(path).map_err(|e| not_opened(e).on(path.display().to_string()))?;
     Ok(match format {
         Format::Raw => Input::RawFile(path.to_owned()),
         Format::Qcow2 => Input::Qcow2File(path.to_owned()),
@@ -142,5 +135,28 @@ mod tests {
     fn a_missing_image_is_said_before_anything_is_done() {
         let error = open(Path::new("/no/such/image.raw"), Format::Raw).unwrap_err();
         assert_eq!((error.code(), error.object()), ("no-image", Some("/no/such/image.raw")));
+    }
+
+    #[test]
+    fn an_image_that_may_not_be_read_is_denied_with_what_to_do() {
+        for (kind, code, exit) in [
+            (std::io::ErrorKind::NotFound, "no-image", 3),
+            (std::io::ErrorKind::PermissionDenied, "unreadable-image", 5),
+            (std::io::ErrorKind::Other, "unreadable-image", 2),
+        ] {
+            let error = not_opened(kind.into());
+            assert_eq!((error.code(), error.kind().exit_code()), (code, exit), "{error}");
+            assert!(error.what_to_do().is_some(), "{error}");
+        }
+        // Root may read everything.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("locked.raw");
+        std::fs::write(&file, [0; 512]).unwrap();
+        let mode = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o000);
+        std::fs::set_permissions(&file, mode).unwrap();
+        if let Err(error) = open(&file, Format::Raw) {
+            let object = file.display().to_string();
+            assert_eq!((error.kind().exit_code(), error.object()), (5, Some(object.as_str())));
+        }
     }
 }

@@ -17,6 +17,9 @@ use crate::lifecycle::Gateway;
 use crate::lifecycle::views::{CloneView, CreateClones, ImportTemplate, ListQuery};
 use crate::store::StoreConfig;
 
+/// Clones that are shown at the start.
+const SHOWN: usize = 5;
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  clonegate up\n  clonegate up debian.qcow2 --clones 10\n  clonegate up disk.img --data /srv/clonegate --listen 0.0.0.0:8080"
@@ -59,16 +62,14 @@ pub(super) async fn run(up: Up) -> Result<(), Failure> {
     let template = match wanted {
         Some((name, input)) => {
             provide(&prepared.gateway, &name, input).await?;
-            Some(name)
+            name
         }
         None => provide_demo(&prepared.gateway, up.template.as_deref()).await?,
     };
-    if let Some(template) = &template {
-        make_clones(&prepared.gateway, template, up.clones).await?;
-    }
-    let clones = prepared.gateway.list_clones(ListQuery::default()).await?.items;
+    make_clones(&prepared.gateway, &template, up.clones).await?;
+    let (clones, others) = clones_of(&prepared.gateway, &template).await?;
     let running = prepared.serve().await?;
-    greet(&running, &clones, &data);
+    greet(&running, &clones, others, &data);
     running.until_stopped().await?;
     output::line("stopped; the data stays");
     Ok(())
@@ -201,17 +202,27 @@ async fn import(gateway: &Arc<Gateway>, request: ImportTemplate, input: Input) -
     Ok(())
 }
 
-/// Without an image: what is there already, or else the demo.
-async fn provide_demo(gateway: &Arc<Gateway>, name: Option<&str>) -> Result<Option<Name>> {
-    let name = name.map(Name::new).transpose()?;
-    let there = gateway.list_templates(ListQuery::default()).await?.items;
-    let usable = |t: &&crate::lifecycle::views::TemplateView| {
-        t.published.is_some() && name.as_ref().is_none_or(|n| n.as_str() == t.name)
+/// Without an image: the template that was asked for, or any that is published, or else the demo under a name that is free.
+async fn provide_demo(gateway: &Arc<Gateway>, name: Option<&str>) -> Result<Name> {
+    let name = match name {
+        Some(name) => Name::new(name)?,
+        None => match any_published(gateway).await? {
+            Some(name) => return Ok(name),
+            None => Name::new("demo")?,
+        },
     };
-    if let Some(template) = there.iter().find(usable) {
-        return Name::new(template.name.as_str()).map(Some);
+    match gateway.show_template(name.as_str()).await {
+        Ok(template) if template.published.is_some() => return Ok(name),
+        Ok(_) => {
+            return Err(Error::conflict("not-published", "no version of it is published, and no image was given")
+                .on(name.as_str())
+                .hint(format!(
+                    "give an image, or publish it: start `clonegate up --template ANOTHER`, then `clonegate template publish {name}`"
+                )));
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    let name = name.map_or_else(|| Name::new("demo"), Ok)?;
     output::line(&format!("no image given: template {name} is a tiny bootable demo"));
     let image = crate::demo::image();
     let size = Some(image.len() as u64);
@@ -225,7 +236,39 @@ async fn provide_demo(gateway: &Arc<Gateway>, name: Option<&str>) -> Result<Opti
         ..ImportTemplate::default()
     };
     import(gateway, request, input).await?;
-    Ok(Some(name))
+    Ok(name)
+}
+
+/// The first template by name that has a published version.
+async fn any_published(gateway: &Arc<Gateway>) -> Result<Option<Name>> {
+    let mut query = ListQuery::default();
+    loop {
+        let page = gateway.list_templates(query.clone()).await?;
+        if let Some(template) = page.items.iter().find(|template| template.published.is_some()) {
+            return Name::new(template.name.as_str()).map(Some);
+        }
+        match page.next {
+            None => return Ok(None),
+            next => query.cursor = next,
+        }
+    }
+}
+
+/// The first clones of a template by name, as many as are shown, and how many others it has.
+async fn clones_of(gateway: &Arc<Gateway>, template: &Name) -> Result<(Vec<CloneView>, usize)> {
+    let (mut shown, mut others) = (Vec::new(), 0);
+    let mut query = ListQuery { limit: Some(10_000), cursor: None };
+    loop {
+        let page = gateway.list_clones(query.clone()).await?;
+        let mut of_it: Vec<CloneView> = page.items.into_iter().filter(|c| c.template == template.as_str()).collect();
+        let rest = of_it.split_off(of_it.len().min(SHOWN - shown.len()));
+        shown.append(&mut of_it);
+        others += rest.len();
+        match page.next {
+            None => return Ok((shown, others)),
+            next => query.cursor = next,
+        }
+    }
 }
 
 /// Makes as many clones as are missing, named after the template.
@@ -257,19 +300,18 @@ async fn make_clones(gateway: &Arc<Gateway>, template: &Name, wanted: u32) -> Re
 }
 
 /// Prints where everything is and what to try.
-fn greet(running: &Running, clones: &[CloneView], data: &Path) {
-    const SHOWN: usize = 5;
+fn greet(running: &Running, clones: &[CloneView], others: usize, data: &Path) {
     let http = running.http();
     output::line("");
     output::line(&format!("clonegate serves http://{http} out of {}", data.display()));
     if let Some(nbd) = running.nbd() {
         output::line(&format!("                and nbd://{nbd}"));
     }
-    for clone in clones.iter().take(SHOWN) {
+    for clone in clones {
         output::line(&format!("  {}  {}  http://{http}{}", clone.name, output::size(clone.size), clone.disk));
     }
-    if clones.len() > SHOWN {
-        output::line(&format!("  … `{} clone list{}` shows all", program(), server_argument(http)));
+    if others > 0 {
+        output::line(&format!("  … and {others} more: `{} clone list{}` shows all", program(), server_argument(http)));
     }
     let Some(clone) = clones.first() else { return };
     let disk = format!("http://{http}{}", clone.disk);

@@ -36,6 +36,7 @@ use crate::base::making::Making;
 use crate::clock::Clock;
 use crate::store::Store;
 
+pub(crate) use source::not_opened;
 pub use upload::upload;
 
 /// An image to import.

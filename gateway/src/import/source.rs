@@ -116,11 +116,7 @@ pub(super) async fn in_background<T: Send + 'static>(work: impl FnOnce() -> Resu
 }
 
 fn open_file(path: &Path) -> Result<(File, u64)> {
-    let file = File::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::not_found("no-image", "there is no such file"),
-        io::ErrorKind::PermissionDenied => Error::denied("unreadable-image", "the file may not be read"),
-        _ => unreadable(error),
-    })?;
+    let file = File::open(path).map_err(not_opened)?;
     let meta = file.metadata().map_err(unreadable)?;
     if meta.file_type().is_block_device() {
         let size = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| unreadable(e.into()))?;
@@ -130,6 +126,17 @@ fn open_file(path: &Path) -> Result<(File, u64)> {
         return Err(Error::invalid("not-an-image", "it is no file").hint("to read a pipe, give - as the image"));
     }
     Ok((file, meta.len()))
+}
+
+/// Why an image file could not be opened, and what to do.
+pub(crate) fn not_opened(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::not_found("no-image", "there is no such image").hint("check the path"),
+        io::ErrorKind::PermissionDenied => Error::denied("unreadable-image", "the image may not be read")
+            .because(error)
+            .hint("let the user who runs clonegate read it and go through its directories, or run it as another user"),
+        _ => unreadable(error).hint("check the file and the disk that it is on"),
+    }
 }
 
 fn unreadable(error: io::Error) -> Error {
