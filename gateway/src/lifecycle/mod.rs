@@ -30,6 +30,7 @@ mod pool_jobs;
 mod pools;
 mod power;
 mod promote;
+mod pruning;
 mod rebalance;
 mod removal;
 mod replica;
