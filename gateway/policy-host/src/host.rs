@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use clonegate_core::advice::{Context, Question, Slot};
 use clonegate_core::{Error, Result};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::binding::{Chains, Mode};
@@ -67,6 +67,9 @@ impl Default for HostSettings {
     }
 }
 
+/// Whoever has it is the only one who changes what is installed.
+pub(crate) type Changing<'a> = MutexGuard<'a, ()>;
+
 /// What stands in for clock and randomness in one decision.
 #[derive(Debug, Clone)]
 pub struct Moment {
@@ -84,7 +87,10 @@ pub struct PolicyHost {
     pub(crate) engine: Engine,
     pub(crate) settings: HostSettings,
     pub(crate) active: ArcSwap<Active>,
-    /// What is installed under which name; locked while a plugin is exchanged, never while one is asked.
+    /// Held by who installs, brings back, removes or binds, for as long as compiling, replaying and writing files take.
+    pub(crate) changing: Mutex<()>,
+    /// What is installed under which name; locked for a look or an exchange only, so that whoever lists waits for nobody's work. Only who
+    /// holds `changing` exchanges plugins.
     pub(crate) entries: Mutex<BTreeMap<String, Entry>>,
     /// What is loaded, by digest, for as long as somebody holds it.
     pub(crate) loaded: Mutex<HashMap<blake3::Hash, Weak<Plugin>>>,
@@ -223,6 +229,7 @@ impl PolicyHost {
             engine,
             settings,
             active: ArcSwap::default(),
+            changing: Mutex::default(),
             entries: Mutex::default(),
             loaded: Mutex::default(),
             workers,
@@ -260,16 +267,16 @@ impl PolicyHost {
 
     /// Exchanges the chains; plugins that they name are loaded.
     pub fn bind(&self, chains: Chains) {
-        let mut entries = self.entries.lock();
+        let changing = self.changing.lock();
         for slot in Slot::ALL {
             for binding in chains.of(slot) {
-                self.ensure(&mut entries, &binding.plugin);
+                self.ensure(&changing, &binding.plugin);
             }
         }
-        self.relink(&entries, chains);
+        self.relink(&changing, chains);
     }
 
-    /// Every plugin that is installed, embedded or named by a chain.
+    /// Every plugin that is installed, embedded or named by a chain. Waits for nobody who installs one.
     pub fn list(&self) -> Vec<PluginStatus> {
         let active = self.active.load();
         let entries = self.entries.lock();
@@ -398,11 +405,14 @@ impl PolicyHost {
     }
 
     /// Makes the links of new chains, keeping those that have not changed, with their breakers and counts.
-    pub(crate) fn relink(&self, entries: &BTreeMap<String, Entry>, chains: Chains) {
+    /// New ones check their settings, which asks the plugin.
+    pub(crate) fn relink(&self, _: &Changing<'_>, chains: Chains) {
         let old = self.active.load_full();
+        let installed = |(name, entry): (&String, &Entry)| Some((name.clone(), Arc::clone(entry.plugin.as_ref()?)));
+        let plugins: BTreeMap<String, Arc<Plugin>> = self.entries.lock().iter().filter_map(installed).collect();
         let links = Slot::ALL.map(|slot| {
             let links = chains.of(slot).iter().map(|binding| {
-                let plugin = entries.get(&binding.plugin).and_then(|e| e.plugin.as_ref());
+                let plugin = plugins.get(&binding.plugin);
                 let unchanged = old.of(slot).iter().find(|link| {
                     link.binding == *binding
                         && match (&link.plugin, plugin) {

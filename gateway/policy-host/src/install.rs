@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::binding::Mode;
 use crate::compile::Compiler;
-use crate::host::PolicyHost;
+use crate::host::{Changing, PolicyHost};
 use crate::limits::CallLimits;
 use crate::plugin::{Plugin, PluginInfo};
 use crate::previous::{Previous, Role};
@@ -77,10 +77,9 @@ impl PolicyHost {
         let own = plugin.info().name.clone();
         let name: Name = name.unwrap_or(&own).parse()?;
         let name = name.as_str();
-        let mut entries = self.entries.lock();
-        self.ensure(&mut entries, name);
-        let entry = entries.entry(name.to_owned()).or_default();
-        let old = entry.plugin.clone();
+        let changing = self.changing.lock();
+        self.ensure(&changing, name);
+        let (old, old_bytes) = self.entry(name, |entry| (entry.plugin.clone(), Arc::clone(&entry.bytes)));
         let mut report = InstallReport {
             name: name.to_owned(),
             info: plugin.info().clone(),
@@ -89,28 +88,27 @@ impl PolicyHost {
             changed: false,
         };
         if old.as_ref().is_some_and(|old| old.info().digest == plugin.info().digest) {
-            entry.problem = None;
+            self.entry(name, |entry| entry.problem = None);
             return Ok(report);
         }
         if let Err((step, e)) =
             self.try_out(name, &plugin, old.is_some() && !options.accept_differences, &mut report.replay)
         {
-            entry.problem = Some(problem(step, &e));
+            self.entry(name, |entry| entry.problem = Some(problem(step, &e)));
             return Err(e);
         }
         if options.dry_run {
             return Ok(report);
         }
-        let previous = entry.plugin.as_ref().map(|p| Previous::of(Arc::clone(p), Arc::clone(&entry.bytes)));
+        let previous = old.map(|old| Previous::of(old, old_bytes));
         self.keep(name, previous.as_ref(), bytes)?;
-        entry.previous = previous.or(entry.previous.take());
-        entry.plugin = Some(plugin);
-        entry.bytes = bytes.into();
-        entry.embedded = false;
-        entry.problem = None;
-        entry.stamp = self.file(name).and_then(|path| stamp(&path));
+        let (bytes, stamp) = (bytes.into(), self.file(name).and_then(|path| stamp(&path)));
+        self.entry(name, |entry| {
+            let previous = previous.or(entry.previous.take());
+            *entry = Entry { plugin: Some(plugin), previous, bytes, embedded: false, problem: None, stamp };
+        });
         report.changed = true;
-        self.relink(&entries, self.chains());
+        self.relink(&changing, self.chains());
         tracing::info!(plugin = name, version = report.info.version, "a plugin was installed");
         Ok(report)
     }
@@ -120,31 +118,32 @@ impl PolicyHost {
     /// # Errors
     /// `no-such-plugin` (not found), `nothing-to-roll-back` (conflict); those of [`Plugin::load`].
     pub fn rollback(&self, name: &str, dry_run: bool) -> Result<PluginInfo> {
-        let mut entries = self.entries.lock();
-        let entry = entries.get_mut(name).ok_or_else(|| no_such(name))?;
-        let Some(before) = &entry.previous else {
+        let changing = self.changing.lock();
+        let (before, present) = {
+            let entries = self.entries.lock();
+            let entry = entries.get(name).ok_or_else(|| no_such(name))?;
+            let present = entry.plugin.as_ref().map(|p| Previous::of(Arc::clone(p), Arc::clone(&entry.bytes)));
+            (entry.previous.clone(), present)
+        };
+        let Some(Previous { bytes, plugin: loaded, .. }) = before else {
             return Err(
                 Error::conflict("nothing-to-roll-back", "there is no version before this one").on(name.to_owned())
             );
         };
-        let bytes = Arc::clone(&before.bytes);
-        let plugin = match &before.plugin {
-            Some(plugin) => Arc::clone(plugin),
+        let plugin = match loaded {
+            Some(plugin) => plugin,
             None => self.load(&bytes, &self.settings.compiler).map_err(|e| e.on(name.to_owned()))?,
         };
         if dry_run {
             return Ok(plugin.info().clone());
         }
-        let present = entry.plugin.as_ref().map(|p| Previous::of(Arc::clone(p), Arc::clone(&entry.bytes)));
         self.keep(name, present.as_ref(), &bytes)?;
-        entry.plugin = Some(Arc::clone(&plugin));
-        entry.bytes = bytes;
-        entry.previous = present;
-        entry.embedded = false;
-        entry.problem = None;
-        entry.stamp = self.file(name).and_then(|path| stamp(&path));
-        self.relink(&entries, self.chains());
-        Ok(plugin.info().clone())
+        let (info, stamp) = (plugin.info().clone(), self.file(name).and_then(|path| stamp(&path)));
+        self.entry(name, |entry| {
+            *entry = Entry { plugin: Some(plugin), previous: present, bytes, embedded: false, problem: None, stamp };
+        });
+        self.relink(&changing, self.chains());
+        Ok(info)
     }
 
     /// Removes an installed plugin and the version before it; an embedded one of that name stands in again. Chains that name it go
@@ -153,9 +152,9 @@ impl PolicyHost {
     /// # Errors
     /// `no-such-plugin` (not found), `embedded-plugin` (denied).
     pub fn remove(&self, name: &str, dry_run: bool) -> Result<()> {
-        let mut entries = self.entries.lock();
-        let entry = entries.get(name).ok_or_else(|| no_such(name))?;
-        if entry.embedded {
+        let changing = self.changing.lock();
+        let embedded = self.entries.lock().get(name).map(|entry| entry.embedded).ok_or_else(|| no_such(name))?;
+        if embedded {
             return Err(Error::denied("embedded-plugin", "it is part of the program and cannot be removed")
                 .on(name.to_owned())
                 .hint("take it out of the chains in the configuration"));
@@ -168,9 +167,9 @@ impl PolicyHost {
         for path in self.file(name).into_iter().chain(kept) {
             remove_file(&path)?;
         }
-        entries.remove(name);
-        self.ensure(&mut entries, name);
-        self.relink(&entries, self.chains());
+        self.entries.lock().remove(name);
+        self.ensure(&changing, name);
+        self.relink(&changing, self.chains());
         Ok(())
     }
 
@@ -191,7 +190,7 @@ impl PolicyHost {
                 self.refuse(name, "install", &e);
                 self.keep_at_work(directory, name);
             }
-            self.entries.lock().entry(name.clone()).or_default().stamp = Some(*stamp);
+            self.entry(name, |entry| entry.stamp = Some(*stamp));
         }
         let gone: Vec<String> = {
             let entries = self.entries.lock();
@@ -202,6 +201,10 @@ impl PolicyHost {
                 .collect()
         };
         for name in gone {
+            // It was installed since the files were looked at.
+            if self.file(&name).is_some_and(|path| path.exists()) {
+                continue;
+            }
             // One that is part of the program stays: what was refused in its place is gone.
             if self.remove(&name, false).is_err()
                 && let Some(entry) = self.entries.lock().get_mut(&name)
@@ -213,11 +216,14 @@ impl PolicyHost {
 
     /// Keeps the version at work, whose file was overwritten by one that was refused: a start finds it again.
     fn keep_at_work(&self, directory: &Path, name: &str) {
-        let entries = self.entries.lock();
-        let Some(entry) = entries.get(name).filter(|entry| !entry.embedded) else { return };
-        let Some(plugin) = &entry.plugin else { return };
+        let _changing = self.changing.lock();
+        let at_work = {
+            let entries = self.entries.lock();
+            let Some(entry) = entries.get(name).filter(|entry| !entry.embedded) else { return };
+            let Some(plugin) = &entry.plugin else { return };
+            Previous::of(Arc::clone(plugin), Arc::clone(&entry.bytes))
+        };
         let file = Role::Kept.file(directory, name);
-        let at_work = Previous::of(Arc::clone(plugin), Arc::clone(&entry.bytes));
         if let Err(e) = write_whole(directory, name, &at_work.encode(), &file) {
             tracing::warn!(plugin = name, error = %e, "the version at work is not kept: it ends with this gateway");
         }
@@ -227,7 +233,7 @@ impl PolicyHost {
     /// version that was at work, that version; the file is looked at anew by the first [`PolicyHost::scan`].
     pub(crate) fn load_installed(&self) {
         let Some(directory) = &self.settings.plugins else { return };
-        let mut entries = self.entries.lock();
+        let _changing = self.changing.lock();
         let bytes_max = self.engine.limits().component_bytes;
         for (name, (path, stamp)) in files(directory) {
             let kept = Previous::read(Role::Kept, directory, &name, bytes_max);
@@ -247,28 +253,30 @@ impl PolicyHost {
                     entry.problem = Some(problem("load", &e));
                 }
             }
-            entries.insert(name, entry);
+            self.entries.lock().insert(name, entry);
         }
     }
 
     /// Loads the embedded plugin of this name when nothing is installed under it.
-    pub(crate) fn ensure(&self, entries: &mut BTreeMap<String, Entry>, name: &str) {
-        if entries.get(name).is_some_and(|e| e.plugin.is_some()) {
+    pub(crate) fn ensure(&self, _: &Changing<'_>, name: &str) {
+        if self.entry(name, |entry| entry.plugin.is_some()) {
             return;
         }
-        let Some(embedded) = self.settings.embedded.iter().find(|e| e.name == name) else {
-            entries.entry(name.to_owned()).or_default();
-            return;
-        };
-        let entry = entries.entry(name.to_owned()).or_default();
-        match self.load(embedded.component, &Compiler::Here) {
+        let Some(embedded) = self.settings.embedded.iter().find(|e| e.name == name) else { return };
+        let loaded = self.load(embedded.component, &Compiler::Here);
+        self.entry(name, |entry| match loaded {
             Ok(plugin) => {
                 entry.plugin = Some(plugin);
                 entry.bytes = embedded.component.into();
                 entry.embedded = true;
             }
             Err(e) => entry.problem = Some(problem("load", &e)),
-        }
+        });
+    }
+
+    /// Looks at what is installed under a name, or exchanges it; nobody can list meanwhile.
+    fn entry<T>(&self, name: &str, act: impl FnOnce(&mut Entry) -> T) -> T {
+        act(self.entries.lock().entry(name.to_owned()).or_default())
     }
 
     /// Loads a component, or takes the one that is loaded already: plugins are the same under every name, and compiling is the dear part.
@@ -332,9 +340,7 @@ impl PolicyHost {
 
     fn refuse(&self, name: &str, step: &str, error: &Error) {
         let Ok(name) = name.parse::<Name>() else { return };
-        let mut entries = self.entries.lock();
-        let entry = entries.entry(name.as_str().to_owned()).or_default();
-        entry.problem = Some(problem(step, error));
+        self.entry(name.as_str(), |entry| entry.problem = Some(problem(step, error)));
     }
 
     fn file(&self, name: &str) -> Option<PathBuf> {

@@ -281,6 +281,45 @@ fn a_version_that_loops_on_recorded_questions_is_refused() {
 }
 
 #[test]
+fn lists_come_while_a_slow_version_is_tried_out() {
+    let mut settings = settings(vec![Binding::of("closed")]);
+    // Only the clock ends what loops: each of the questions takes as long as a call may.
+    settings.limits.fuel_base = u64::MAX / 2;
+    settings.limits.wall = std::time::Duration::from_millis(100);
+    let host = PolicyHost::start(settings).unwrap();
+    install(&host, "closed", &refuses());
+    for _ in 0..20 {
+        ask(&host, question(4, 10));
+    }
+    // It is loaded already, so the install begins with trying it out.
+    let slow = Guest::place(LOOP);
+    install(&host, "slow", &slow);
+    let component = slow.component();
+    std::thread::scope(|scope| {
+        let (say, said) = std::sync::mpsc::channel();
+        let host = &host;
+        scope.spawn(move || {
+            say.send(None).unwrap();
+            let options = InstallOptions { accept_differences: true, dry_run: false };
+            say.send(Some(host.install(Some("closed"), &component, options).unwrap_err())).unwrap();
+        });
+        assert!(said.recv().unwrap().is_none());
+        let mut lists = 0_u32;
+        let error = loop {
+            if let Ok(end) = said.try_recv() {
+                break end.unwrap();
+            }
+            // Who asks without a pause would keep the installer from beginning.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            lists += u32::from(host.list().iter().any(|plugin| plugin.name == "closed"));
+        };
+        assert_eq!(error.code(), "fails-on-replay");
+        assert!(lists > 10, "{lists} lists came before the end: they waited for it");
+        assert!(host.list().iter().any(|p| p.problem.as_ref().is_some_and(|why| why.contains("fails-on-replay"))));
+    });
+}
+
+#[test]
 fn plugins_are_exchanged_while_decisions_are_made() {
     let host = host(&["closed"]);
     install(&host, "closed", &refuses());

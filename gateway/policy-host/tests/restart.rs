@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use clonegate_core::advice::{PlacementVerdict, Question};
 use clonegate_policy_host::{
-    BUILT_IN, Binding, CallLimits, Chains, Embedded, HostSettings, InstallOptions, Moment, Outcome, PluginStatus,
-    PolicyHost, Record, Replay,
+    BUILT_IN, Binding, CallLimits, Chains, Compiler, Embedded, HostSettings, InstallOptions, Moment, Outcome,
+    PluginStatus, PolicyHost, Record, Replay,
 };
 use common::{Guest, guest, limits, question, words};
 
@@ -17,7 +17,11 @@ const DEFAULTS: &[u8] = include_bytes!("../../../plugins/components/defaults.was
 const SPREAD: &[u8] = include_bytes!("../../../plugins/components/spread.wasm");
 
 fn start(placement: Vec<Binding>, plugins: Option<&Path>) -> Arc<PolicyHost> {
-    PolicyHost::start(HostSettings {
+    PolicyHost::start(settings(placement, plugins)).unwrap()
+}
+
+fn settings(placement: Vec<Binding>, plugins: Option<&Path>) -> HostSettings {
+    HostSettings {
         chains: Chains { placement, rollover: Vec::new(), reset: Vec::new() },
         limits: limits(),
         plugins: plugins.map(Path::to_owned),
@@ -26,8 +30,7 @@ fn start(placement: Vec<Binding>, plugins: Option<&Path>) -> Arc<PolicyHost> {
             Embedded { name: "spread", component: SPREAD },
         ],
         ..HostSettings::default()
-    })
-    .unwrap()
+    }
 }
 
 fn ask(host: &Arc<PolicyHost>, question: Question) -> Arc<Record> {
@@ -84,6 +87,44 @@ fn the_version_before_can_be_brought_back_after_a_restart() {
     assert_eq!(says(&host), "second", "a dry run removes nothing");
     host.remove("closed", false).unwrap();
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0, "nothing stays behind");
+}
+
+#[test]
+fn a_list_waits_for_nobody_who_brings_a_version_back() {
+    let (home, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let chain = || vec![Binding::of("closed")];
+    let host = start(chain(), Some(home.path()));
+    host.install(Some("closed"), &refuses("first"), ANY).unwrap();
+    host.install(Some("closed"), &refuses("second"), ANY).unwrap();
+    drop(host);
+    // A compiler that says when it begins, and waits for leave.
+    let (begun, leave) = (outside.path().join("begun"), outside.path().join("leave"));
+    let script = format!(
+        r#": > {}; until [ -e {} ]; do /bin/sleep 0.01; done; exec {} __compile-component "$@""#,
+        begun.display(),
+        leave.display(),
+        env!("CARGO_BIN_EXE_clonegate-policy")
+    );
+    let compiler = Compiler::Child { program: "/bin/sh".into(), args: vec!["-c".into(), script.into(), "sh".into()] };
+    std::fs::write(&leave, "").unwrap();
+    let mut limits = limits();
+    limits.compile_cpu = std::time::Duration::from_secs(60);
+    let host = PolicyHost::start(HostSettings { compiler, limits, ..settings(chain(), Some(home.path())) }).unwrap();
+    std::fs::remove_file(&leave).unwrap();
+    std::fs::remove_file(&begun).unwrap();
+    std::thread::scope(|scope| {
+        let (ended, end) = std::sync::mpsc::channel();
+        let host = &host;
+        scope.spawn(move || ended.send(host.rollback("closed", false)).unwrap());
+        while !begun.exists() {
+            std::thread::yield_now();
+        }
+        assert_eq!((status(host, "closed").state, says(host).as_str()), ("active", "second"));
+        assert!(end.try_recv().is_err(), "the list came before the end of what was begun before it");
+        std::fs::write(&leave, "").unwrap();
+        end.recv().unwrap().unwrap();
+        assert_eq!(says(host), "first");
+    });
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Numbers of a series without a gap: reading them from keys, and finding the highest by asking for single ones.
+//! Numbers of a series: reading them from keys, and finding the highest by asking for single ones.
 
 use std::future::Future;
 
@@ -11,7 +11,7 @@ pub(super) fn parse(key: &str) -> Option<(Name, u64)> {
     Some((Name::new(name).ok()?, number.parse().ok().filter(|n| *n > 0)?))
 }
 
-/// The last of a series without a gap that has at least the numbers up to `start`: doubles its stride until a number is
+/// The last of a series that goes on from `start` without a gap: doubles its stride until a number is
 /// missing, then halves. One request when `start` is the last. `None` when nothing is above `start`.
 pub(super) async fn newest<T, F, R>(start: u64, fetch: F) -> Result<Option<T>>
 where

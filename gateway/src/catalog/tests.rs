@@ -1,3 +1,5 @@
+mod pruning;
+
 use std::sync::Arc;
 
 use clonegate_core::format::catalog::{DatastoreEntry, TemplateEntry};

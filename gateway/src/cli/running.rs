@@ -337,6 +337,9 @@ fn show_gateway(metrics: &Metrics, gateway: &Arc<Gateway>) {
     counter("clonegate_icache_resident_bytes", "Bytes in memory", |s| s.resident_bytes, Kind::Gauge);
     counter("clonegate_icache_capacity_bytes", "Most bytes in memory", |s| s.capacity_bytes, Kind::Gauge);
     counter("clonegate_icache_lines", "Lines in memory", |s| s.entries, Kind::Gauge);
+    let states = Arc::clone(gateway);
+    let help = "States of names that were taken away because newer ones are there";
+    metrics.add("clonegate_catalog_states_pruned", help, Kind::Counter, move || Sample::plain(states.states_pruned()));
     show_stores(metrics, gateway);
 }
 

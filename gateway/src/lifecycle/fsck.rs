@@ -67,6 +67,15 @@ impl Gateway {
         grace_ms: Option<u64>,
         deep: bool,
     ) -> Result<FsckReport> {
+        let mut report = FsckReport::default();
+        // Before the names are listed, of which there may be too many states for a list.
+        if repair && let Err(error) = making_room(self.prune_catalog()).await {
+            report.findings.push(Finding {
+                object: "home/catalog".to_owned(),
+                what: format!("states that were superseded days ago stay: {error}"),
+                repaired: false,
+            });
+        }
         // Names first: what is put after this look is younger than the grace time.
         let clones = self.catalog.list::<CloneEntry>().await?;
         let owners = Owners {
@@ -81,7 +90,6 @@ impl Gateway {
             templates: self.catalog.list::<TemplateEntry>().await?,
             at_work: self.job_volumes().await?,
         };
-        let mut report = FsckReport::default();
         for datastore in self.datastores.all() {
             if let Err(error) = datastore.check_online() {
                 report.findings.push(Finding {

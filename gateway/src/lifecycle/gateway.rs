@@ -188,6 +188,7 @@ impl Gateway {
         gateway.resume_jobs().await;
         gateway.handle.spawn(Arc::clone(&gateway).finish_deletions());
         gateway.tend_leftovers();
+        gateway.tend_catalog();
         Ok(gateway)
     }
 

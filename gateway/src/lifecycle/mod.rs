@@ -31,6 +31,7 @@ mod pool_jobs;
 mod pools;
 mod power;
 mod promote;
+mod pruning;
 mod ready;
 mod rebalance;
 mod references;

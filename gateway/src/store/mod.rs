@@ -34,6 +34,7 @@ pub use self::create::PutNew;
 pub use self::keys::{Key, Prefix};
 pub use self::open::{check_store_url, split_object_url};
 pub use self::probe::Admission;
+pub(crate) use self::read::LISTED_MAX;
 pub use self::read::{Listed, Meta};
 use self::retry::Patience;
 use crate::clock::Clock;

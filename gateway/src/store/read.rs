@@ -12,11 +12,11 @@ use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore};
 
 use super::errors::{self, Failure};
-use super::keys::{Key, Prefix};
+use super::keys::{self, Key, Prefix};
 use super::{Inner, Store};
 
-/// Names that one list gives at most; a store with more below one prefix is not ours.
-const LISTED_MAX: usize = 2_000_000;
+/// Names that one list gives at most; one of more is refused (`list-too-long`).
+pub(crate) const LISTED_MAX: usize = 2_000_000;
 
 /// What a listing of directories, whose pages come as one answer, may take beyond a request, in the measure of bodies.
 const LIST_ALLOWANCE_BYTES: u64 = 60 << 20;
@@ -34,12 +34,12 @@ pub struct Meta {
 
 impl Meta {
     fn of(meta: ObjectMeta) -> Self {
-        Self {
-            size: meta.size,
-            etag: meta.e_tag,
-            modified_ms: u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0),
-        }
+        Self { modified_ms: modified_ms(&meta), size: meta.size, etag: meta.e_tag }
     }
+}
+
+fn modified_ms(meta: &ObjectMeta) -> u64 {
+    u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0)
 }
 
 /// One object in a list.
@@ -49,6 +49,8 @@ pub struct Listed {
     pub key: String,
     /// Size, bytes.
     pub size: u64,
+    /// When it was written, milliseconds since 1970 UTC by the store's clock; 0 when the store does not say.
+    pub modified_ms: u64,
 }
 
 impl Store {
@@ -116,11 +118,41 @@ impl Store {
         inner.patience.persist(&inner.clock, &name, || inner.head_once(key, &name)).await
     }
 
+    /// What time it is by the store's clock, milliseconds since 1970 UTC: when it says that a small object was written that is put now
+    /// and taken away again. For who judges how old objects are without trusting the clock of this host.
+    ///
+    /// # Errors
+    /// As [`Store::put_new`] and [`Store::head`].
+    pub async fn now_ms(&self) -> Result<u64> {
+        let clock = self.clock();
+        let key = keys::probe(clock.id(), "clock");
+        self.put_new(&key, Bytes::copy_from_slice(&clock.nonce().0)).await?;
+        let meta = self.head(&key).await;
+        if let Err(error) = self.delete(&key).await {
+            tracing::debug!(%key, %error, "what was put to see the store's clock stays");
+        }
+        Ok(meta?.modified_ms)
+    }
+
     /// The objects below a prefix, at any depth, in no promised order.
     ///
     /// # Errors
     /// `Exhausted` with code `list-too-long`; `Unavailable`, `Denied`.
     pub async fn list(&self, prefix: &Prefix) -> Result<Vec<Listed>> {
+        match self.list_some(prefix, LISTED_MAX).await? {
+            (listed, true) => Ok(listed),
+            (_, false) => {
+                let message = format!("more than {LISTED_MAX} objects below one prefix");
+                Err(Error::exhausted("list-too-long", message).on(self.name(prefix.as_str())))
+            }
+        }
+    }
+
+    /// As [`Store::list`], but of at most `most` objects, and whether these are all: for who takes some away where they are too many.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`.
+    pub async fn list_some(&self, prefix: &Prefix, most: usize) -> Result<(Vec<Listed>, bool)> {
         let name = self.name(prefix.as_str());
         let inner = &self.0;
         let path = (!prefix.as_str().is_empty()).then_some(prefix.path());
@@ -132,14 +164,13 @@ impl Store {
                 loop {
                     let next = inner.patience.within(&name, 0, stream.try_next()).await?;
                     let Some(meta) = next.map_err(|e| errors::map(e, &name))? else { break };
-                    let relative = relative(prefix.as_str(), meta.location.as_ref());
-                    listed.push(Listed { key: relative.to_owned(), size: meta.size });
-                    if listed.len() > LISTED_MAX {
-                        let message = format!("more than {LISTED_MAX} objects below one prefix");
-                        return Err(Failure::lasting(Error::exhausted("list-too-long", message).on(&name)));
+                    if listed.len() == most {
+                        return Ok((listed, false));
                     }
+                    let relative = relative(prefix.as_str(), meta.location.as_ref());
+                    listed.push(Listed { key: relative.to_owned(), size: meta.size, modified_ms: modified_ms(&meta) });
                 }
-                Ok(listed)
+                Ok((listed, true))
             })
             .await
     }

@@ -8,7 +8,7 @@ use super::envelope::{Kind, Record};
 use crate::advice::{Label, Lifetime};
 use crate::ids::{GatewayId, IdentityId, Name, Nonce};
 
-/// One state of one named thing. Numbers begin at 1, have no gap, and are never deleted, so a number says the same to
+/// One state of one named thing. Numbers begin at 1, are given without a gap and never twice, so a number says the same to
 /// every gateway for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogRecord {
@@ -87,6 +87,17 @@ nouns! {
     Rollout(RolloutEntry) = "rollout";
     IdentityDefault(IdentityDefaultEntry) = "identity-default";
 }
+
+/// The words of all nouns.
+pub const NOUNS: [&str; 7] = [
+    DatastoreEntry::NOUN,
+    TemplateEntry::NOUN,
+    CloneEntry::NOUN,
+    DiskEntry::NOUN,
+    PoolEntry::NOUN,
+    RolloutEntry::NOUN,
+    IdentityDefaultEntry::NOUN,
+];
 
 /// A disk is one of two entries, so that those written before there were archives are read as they are.
 impl Noun for DiskEntry {
