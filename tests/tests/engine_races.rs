@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clonegate::clock::Clock;
+use clonegate::delta::check::check;
 use clonegate::device::{Device, Version, WriteOptions};
 use clonegate::volume::Volume;
 use clonegate_core::format::clone::Durability;
@@ -111,28 +112,22 @@ fn a_snapshot_of_a_volume_that_is_written_all_the_time_is_made() {
     }
 }
 
-/// Lets every request in, but keeps the first claim of an epoch at the door for as long as it is told to.
-async fn attend(gates: Arc<Gates>, hold: Arc<AtomicBool>, held: Arc<AtomicBool>) {
+/// Lets every request in, but keeps the first that puts an object of this kind at the door for as long as it is told to.
+async fn attend(gates: Arc<Gates>, part: &'static str, hold: Arc<AtomicBool>, held: Arc<AtomicBool>) {
+    let mut kept = Vec::new();
     loop {
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let mut kept = None;
+        let holds = hold.load(Ordering::Relaxed);
         while let Some(request) = gates.take(0) {
-            if kept.is_none()
-                && hold.load(Ordering::Relaxed)
-                && request.kind == Kind::Put
-                && request.path.contains("/epoch/")
-            {
+            if kept.is_empty() && holds && request.kind == Kind::Put && request.path.contains(part) {
                 held.store(true, Ordering::Relaxed);
-                kept = Some(request);
+                kept.push(request);
             } else {
                 request.decide(Verdict::Do);
             }
         }
-        if let Some(request) = kept {
-            while hold.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            request.decide(Verdict::Do);
+        if !holds {
+            kept.drain(..).for_each(|request| drop(request.decide(Verdict::Do)));
         }
     }
 }
@@ -159,7 +154,7 @@ fn a_journal_is_not_merged_into_what_another_gateway_wrote_while_its_own_came_ba
         life(&mut world, 2, async |world| {
             let (gates, hold, held) =
                 (Arc::<Gates>::default(), Arc::new(AtomicBool::new(true)), Arc::<AtomicBool>::default());
-            tokio::spawn(attend(Arc::clone(&gates), Arc::clone(&hold), Arc::clone(&held)));
+            tokio::spawn(attend(Arc::clone(&gates), "/epoch/", Arc::clone(&hold), Arc::clone(&held)));
             let one = on_gates(world, 1, &gates, Some(&journal));
             let other = directory.path().join("journal-2");
             let two = world.gateway(2, &Faults::none(), with_journal.then_some(other.as_path())).unwrap();
@@ -195,6 +190,58 @@ fn a_journal_is_not_merged_into_what_another_gateway_wrote_while_its_own_came_ba
                 assert_eq!((error.kind(), error.code()), (ErrorKind::Conflict, "lost-tail"));
             }
             drop(taken);
+        });
+    }
+}
+
+#[test]
+fn what_is_kept_during_a_round_of_upkeep_does_not_make_it_fail() {
+    for what in ["snapshot", "reset", "restore"] {
+        let mut world = world(Durability::Object);
+        // No round begins by itself.
+        (world.settings.checkpoint_records, world.settings.checkpoint_bytes) = (1 << 40, 1 << 40);
+        life(&mut world, 1, async |world| {
+            let (gates, hold, held) =
+                (Arc::<Gates>::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+            tokio::spawn(attend(Arc::clone(&gates), "/ckpt/", Arc::clone(&hold), Arc::clone(&held)));
+            let volume = world.open(&on_gates(world, 1, &gates, None)).await.unwrap();
+            let name = |name: &str| Name::new(name).unwrap();
+            write(&volume, 1, 1, FUA).await.unwrap();
+            volume.snapshot(name("before")).await.unwrap();
+            for n in 2..6 {
+                write(&volume, n, 2, FUA).await.unwrap();
+                write(&volume, n, 3, FUA).await.unwrap();
+            }
+            volume.tend().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            write(&volume, 1, 4, FUA).await.unwrap();
+            hold.store(true, Ordering::Relaxed);
+            let tending = {
+                let volume = Arc::clone(&volume);
+                tokio::spawn(async move { volume.tend().await })
+            };
+            while !held.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // The checkpoint of the present state is on its way; what is kept now is another, and has none yet.
+            write(&volume, 1, 5, FUA).await.unwrap();
+            match what {
+                "snapshot" => volume.snapshot(name("now")).await.unwrap(),
+                "reset" => volume.reset(None).await.unwrap(),
+                _ => volume.restore(name("before")).await.unwrap(),
+            }
+            hold.store(false, Ordering::Relaxed);
+            tending.await.unwrap().unwrap_or_else(|error| panic!("a {what} during a round: {error}"));
+            volume.tend().await.unwrap();
+            match what {
+                "snapshot" => volume.restore(name("now")).await.unwrap(),
+                _ => volume.undo().await.unwrap(),
+            }
+            for (block, fill) in [(1, 5), (2, 3), (5, 3)] {
+                assert_eq!(byte(&*volume, block).await.unwrap(), fill, "after a {what}");
+            }
+            let report = check(&world.store(), &world.record, true).await.unwrap();
+            assert!(report.is_sound(), "{what}: {report:#?}");
         });
     }
 }

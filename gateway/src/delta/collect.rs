@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::load::{Listing, read_checkpoint, read_head};
 use super::map::Place;
 use super::object::{Objects, key_of};
-use super::state::{Image, LogState};
+use super::state::{Image, KeptImage, LogState};
 use crate::store::Store;
 
 /// Deletes in flight.
@@ -87,8 +87,18 @@ pub async fn garbage(
     // In order, so that a simulation asks the store in the same order each time.
     let kept: BTreeSet<Position> = state.kept.iter().map(|k| k.kept.at).chain(stored.kept.iter().copied()).collect();
     memory.kept.retain(|at, _| kept.contains(at));
+    // Kept since the checkpoint: what such a state needs is in memory, and in what is stored at the place of the checkpoint itself. Nobody but us
+    // writes a checkpoint of a later place in our epoch, and we have not tried yet.
+    let unwritten = |kept: &KeptImage| {
+        let (place, in_memory) = (kept.kept.at, kept.unwritten.is_some() && kept.image.is_some());
+        in_memory && place.epoch == at.epoch && place >= at
+    };
+    let unwritten: HashSet<Position> = state.kept.iter().filter(|k| unwritten(k)).map(|k| k.kept.at).collect();
     for at in kept {
         live.insert(ObjectName::Checkpoint(at));
+        if unwritten.contains(&at) {
+            continue;
+        }
         // What the stored checkpoint says counts: another owner may have written it, over other objects.
         let names = match memory.kept.entry(at) {
             Entry::Occupied(known) => known.into_mut(),

@@ -99,6 +99,11 @@ impl House {
         };
         !unwritten && self.last.as_ref().is_some_and(same)
     }
+
+    /// A state that was kept while the house was away has no checkpoint yet: that is for a round to come.
+    pub(super) fn note_unwritten(&mut self, core: &Core) {
+        self.wanted |= core.state.read().log.kept.iter().any(|k| k.unwritten.is_some());
+    }
 }
 
 /// A round of upkeep that came to its end.
@@ -213,10 +218,12 @@ impl Committer {
         house.failed = result.is_err();
         match result {
             Ok(garbage) if garbage.is_empty() => {
+                house.note_unwritten(&self.core);
                 house.look = house.look.or_else(|| waits.then(|| Instant::now() + AGAIN));
             }
             Ok(objects) => {
                 house.look = waits.then(|| Instant::now() + AGAIN);
+                house.note_unwritten(&self.core);
                 self.settle().await?;
                 for objects in objects.chunks(UNLINK_OBJECTS_MAX) {
                     let (record, upto) = self.record(Change::Unlink { objects: objects.to_vec() }, 0, None);
