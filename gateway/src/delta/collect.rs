@@ -92,9 +92,12 @@ pub async fn garbage(
     // In order, so that a simulation asks the store in the same order each time.
     let kept: BTreeSet<Position> = state.kept.iter().map(|k| k.kept.at).chain(stored.kept.iter().copied()).collect();
     memory.kept.retain(|at, _| kept.contains(at));
-    // Kept since the checkpoint: what such a state needs is in memory only, and nobody but us writes the checkpoint of a place in our epoch.
-    let unwritten =
-        |kept: &KeptImage| kept.unwritten.is_some() && kept.image.is_some() && kept.kept.at.epoch == at.epoch;
+    // Kept since the checkpoint: what such a state needs is in memory, and in what is stored at the place of the checkpoint itself. Nobody but us
+    // writes a checkpoint of a later place in our epoch, and we have not tried yet.
+    let unwritten = |kept: &KeptImage| {
+        let (place, in_memory) = (kept.kept.at, kept.unwritten.is_some() && kept.image.is_some());
+        in_memory && place.epoch == at.epoch && place >= at
+    };
     let unwritten: HashSet<Position> = state.kept.iter().filter(|k| unwritten(k)).map(|k| k.kept.at).collect();
     for at in kept {
         live.insert(ObjectName::Checkpoint(at));

@@ -386,6 +386,11 @@ impl Committer {
         {
             self.unlinked(objects);
         }
+        if let Change::Unlink { objects } = done.head.record.what
+            && !objects.is_empty()
+        {
+            self.unlinked(objects);
+        }
         Ok(())
     }
 
