@@ -52,7 +52,8 @@ pub(super) fn show(clone: &CloneView, session: &Session) {
         facts.push(("held", why.clone()));
     }
     if let Some(version) = clone.pending_version {
-        facts.push(("waits", format!("moves to version {version} when its machine is off")));
+        let put_off = clone.pending_failed.as_ref().map(|why| format!("; put off: {why}")).unwrap_or_default();
+        facts.push(("waits", format!("moves to version {version} when its machine is off{put_off}")));
     }
     if let (Some(why), true) = (&clone.may_run, clone.attached.is_empty()) {
         facts.push(("machine", why.clone()));

@@ -359,6 +359,7 @@ impl Gateway {
             deleted => deleted?,
         };
         self.open.forget(id).await;
+        self.put_off.forget(id);
         self.orphan_disks(&found.name).await?;
         if let Some(identity) = deleted.state.identity {
             self.drop_identity(identity.record).await;
@@ -391,6 +392,7 @@ impl Gateway {
             delta_bytes: self.open.delta_bytes(record.id),
             hold: self.held(&clone.state).map(str::to_owned),
             pending_version: clone.state.pending_version,
+            pending_failed: self.put_off.why(&clone.state),
             reset: (&clone.state.reset).into(),
             may_run: self.may_run(clone),
             moved_from: clone.state.moved_from.as_ref().map(|from| from.version),

@@ -22,6 +22,7 @@ use super::leftovers::Leftovers;
 use super::machines::Machines;
 use super::open::OpenDevices;
 use super::orders::Orders;
+use super::pending::PutOff;
 use super::turns::Turns;
 use super::volumes::{Bases, Sources};
 use super::waiting::{self, Waits};
@@ -96,6 +97,8 @@ pub struct Gateway {
     pub(super) reset_waits: Mutex<HashSet<CloneId>>,
     /// Which machines may still run, and which are known to be off.
     pub(super) machines: Machines,
+    /// Updates that wait, and why they came to nothing.
+    pub(super) put_off: PutOff,
     /// Orders of several clones that this life of the process does.
     pub(super) orders: Orders,
     /// Updates that were seen to run without a job, and since when.
@@ -160,6 +163,7 @@ impl Gateway {
             engine,
             reset_waits: Mutex::default(),
             machines: Machines::default(),
+            put_off: PutOff::default(),
             orders: Orders::default(),
             unattended: Mutex::default(),
             growing: Turns::default(),

@@ -25,6 +25,7 @@ mod moving;
 mod names;
 mod open;
 mod orders;
+mod pending;
 mod placement;
 mod pool_jobs;
 mod pools;

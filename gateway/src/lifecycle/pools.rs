@@ -258,7 +258,8 @@ impl Gateway {
             self.note_off(member).await?;
             self.unassign(&member.name).await?;
             let now = self.catalog.get(&member.name).await?;
-            self.do_what_waits(&now).await?;
+            // What becomes of an update is told where it is asked for; the clone is free in any case.
+            drop(self.do_what_waits(&now).await);
         }
         Ok(touched)
     }

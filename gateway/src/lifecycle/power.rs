@@ -18,7 +18,9 @@ use super::audit::{Act, Why};
 use super::context;
 use super::gateway::Gateway;
 use super::open::{Of, Open};
+use super::pending::goes_on_waiting;
 use super::placement::{advised, image};
+use super::update::Stuck;
 use super::views::{PowerEvent, PowerOutcome, ResetRulesView, Touched};
 use crate::catalog::Named;
 use crate::device::Device as _;
@@ -70,14 +72,32 @@ impl Gateway {
         if self.open.attached(clone.state.record.id).is_empty() { self.note_off(clone).await } else { Ok(()) }
     }
 
-    /// A machine is off: an update that waits goes first, for it drops the delta anyway; then the policy is asked.
+    /// A machine is off: an update that waits goes first, for it drops the delta anyway; then the policy is asked, also when that update could
+    /// not be done.
     async fn powered_off(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
         self.note_off_unless_attached(clone).await?;
-        let waited = self.do_what_waits(clone).await?;
-        if waited.action == "updated" {
-            self.back_to_pool(clone).await?;
-            return Ok(waited);
+        if clone.state.pending_version.is_none() {
+            return self.reset_if_due(clone, event).await;
         }
+        match self.do_what_waits(clone).await {
+            Ok(waited) if waited.action == "updated" => {
+                self.back_to_pool(clone).await?;
+                return Ok(waited);
+            }
+            Ok(_) => {}
+            // It is opened anew for the reset, which is of what its log says then.
+            Err(error) => tracing::warn!(clone = %clone.name, %error, "whether its update was done is not known yet"),
+        }
+        let now: Named<CloneEntry> = self.catalog.get(&clone.name).await?;
+        let mut outcome = self.reset_if_due(&now, event).await?;
+        if let (Some(number), Some(why)) = (now.state.pending_version, self.put_off.why(&now.state)) {
+            outcome.reason = format!("{}; {}", outcome.reason, goes_on_waiting(number, &why));
+        }
+        Ok(outcome)
+    }
+
+    /// Resets a clone whose machine is off, when its own rules or the policy say so.
+    async fn reset_if_due(self: &Arc<Self>, clone: &Named<CloneEntry>, event: ResetEvent) -> Result<PowerOutcome> {
         if let (Some(rule), Ok(())) = (self.rule_due(clone), self.check_discard(clone)) {
             self.discard(clone, ResetOnto::SameBase, (&rule, "rule")).await?;
             self.back_to_pool(clone).await?;
@@ -85,31 +105,6 @@ impl Gateway {
             return Ok(outcome(clone, "reset", &rule, "rule"));
         }
         self.ask_reset(clone, event).await
-    }
-
-    /// Does what waits for a time when the machine is off: an update.
-    pub(super) async fn do_what_waits(self: &Arc<Self>, clone: &Named<CloneEntry>) -> Result<PowerOutcome> {
-        let Some(number) = clone.state.pending_version else {
-            return Ok(outcome(clone, "kept", "nothing waits for it", ""));
-        };
-        // A held clone, or one that somebody has open, is switched on as it is; the update goes on waiting.
-        if let Err(why) = self.check_discard(clone) {
-            return Ok(outcome(clone, "kept", why.message(), ""));
-        }
-        // A pending version that it came from is a move to be taken back, with what the clone held then.
-        let back = clone.state.moved_from.as_ref().is_some_and(|from| from.version == number);
-        let why = Why::of("it waited until its machine was off");
-        if back && self.take_back(clone, &why).await.is_ok() {
-            return Ok(outcome(
-                clone,
-                "updated",
-                &format!("it is back on version {number} with what it held"),
-                "update",
-            ));
-        }
-        let version = self.version_for_clones(&clone.state.template, Some(number)).await?;
-        self.rebase(clone, &clone.state.template, &version, &why).await?;
-        Ok(outcome(clone, "updated", &format!("version {number} waited until it was off"), "update"))
     }
 
     /// Asks the policy whether the delta goes; `None` for a clone that has no base to go back to.
@@ -217,15 +212,30 @@ impl Gateway {
     async fn discard_onto(self: &Arc<Self>, clone: &Named<CloneEntry>, onto: ResetOnto, why: &Why) -> Result<()> {
         self.check_discard(clone)?;
         if onto == ResetOnto::NewestBase {
-            let version = self.version_for_clones(&clone.state.template, None).await?;
-            if version.number != clone.state.version {
-                return self.rebase(clone, &clone.state.template, &version, why).await;
+            match self.onto_newest(clone, why).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                // What it wrote goes all the same.
+                Err(Stuck::Before(error)) => {
+                    tracing::warn!(clone = %clone.name, %error, "it is reset onto the base that it is on, not the newest");
+                }
+                Err(Stuck::Midway(error)) => return Err(error),
             }
         }
         let (_open, volume) = self.volume(clone).await?;
         self.check_not_elsewhere(clone, &volume).await?;
         drop((_open, volume));
         self.drop_delta(clone).await
+    }
+
+    /// Moves a clone to the published version; `false` when it is on it.
+    async fn onto_newest(self: &Arc<Self>, clone: &Named<CloneEntry>, why: &Why) -> std::result::Result<bool, Stuck> {
+        let version = self.version_for_clones(&clone.state.template, None).await?;
+        if version.number == clone.state.version {
+            return Ok(false);
+        }
+        self.rebase(clone, &clone.state.template, &version, why).await?;
+        Ok(true)
     }
 
     fn ask_again(&self, id: CloneId, event: ResetEvent, seconds: u32) {
@@ -348,7 +358,8 @@ pub(super) fn check_why(why: Option<&str>) -> Result<()> {
     }
 }
 
-fn outcome(clone: &Named<CloneEntry>, action: &str, reason: &str, by: &str) -> PowerOutcome {
+/// What became of a power event.
+pub(super) fn outcome(clone: &Named<CloneEntry>, action: &str, reason: &str, by: &str) -> PowerOutcome {
     PowerOutcome {
         clone: clone.name.to_string(),
         action: action.to_owned(),

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use clonegate_core::format::catalog::CloneEntry;
+use clonegate_core::format::catalog::{CloneEntry, MovedFrom};
 use clonegate_core::ids::Name;
-use clonegate_core::{Error, Result};
+use clonegate_core::{Error, ErrorKind, Result};
 
 use super::audit::{Act, Why};
 use super::gateway::Gateway;
 use super::open::{BEING_CHANGED, Barred, Open, attached};
-use super::update::Change;
+use super::update::{Change, Stuck};
 use super::views::{SnapshotView, Touched};
 use super::would::refused;
 use crate::catalog::{Named, unknown};
@@ -164,15 +164,46 @@ impl Gateway {
             return Ok(touched);
         }
         self.check_ordered(&clone)?;
-        self.take_back(&clone, &Why::of("taken back, with what it held")).await?;
+        self.take_back(&clone, &Why::of("taken back, with what it held")).await.map_err(Stuck::into_error)?;
         Ok(touched)
     }
 
     /// Takes the last reset, restore or update of a quiet clone back.
-    pub(super) async fn take_back(self: &Arc<Self>, clone: &Named<CloneEntry>, why: &Why) -> Result<()> {
+    pub(super) async fn take_back(
+        self: &Arc<Self>,
+        clone: &Named<CloneEntry>,
+        why: &Why,
+    ) -> std::result::Result<(), Stuck> {
         let (barred, volume) = self.quiet(clone).await?;
         let base = volume.status().undo_base;
         self.change_over(clone, barred, volume, base, Change::Undo, why).await
+    }
+
+    /// Takes the move of an update back, with what the clone held before it; `false` when that cannot be had back.
+    pub(super) async fn take_move_back(
+        self: &Arc<Self>,
+        clone: &Named<CloneEntry>,
+        from: &MovedFrom,
+        why: &Why,
+    ) -> std::result::Result<bool, Stuck> {
+        let undo = {
+            let (_open, volume) = self.volume(clone).await?;
+            volume.status().undo_base
+        };
+        let Some(base) = undo else { return Ok(false) };
+        let of = match self.datastores.get(&clone.state.datastore)?.table.record(base).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            of => of?,
+        };
+        // It was reset since then: what would come back is what was dropped on purpose.
+        if (&of.template, of.version) != (&from.template, from.version) {
+            return Ok(false);
+        }
+        match self.take_back(clone, why).await {
+            Ok(()) => Ok(true),
+            Err(stuck) if matches!(stuck.error().code(), "nothing-to-undo" | "base-gone") => Ok(false),
+            Err(stuck) => Err(stuck),
+        }
     }
 
     /// Remembers when the clone was reset.
@@ -224,7 +255,8 @@ impl Gateway {
         // One that there is not is refused by the volume itself.
         let base = kept.map_or(clone.state.record.base, |kept| kept.base);
         let why = Why::of(format!("restored to snapshot {snapshot}"));
-        self.change_over(&clone, barred, volume, base, Change::Restore(snapshot), &why).await?;
+        let restored = self.change_over(&clone, barred, volume, base, Change::Restore(snapshot), &why).await;
+        restored.map_err(Stuck::into_error)?;
         Ok(touched)
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::{Act, Why};
 use super::gateway::Gateway;
 use super::jobs::{JobOrder, JobRun};
-use super::update::{Moved, check_size, may_be_moved_back};
+use super::update::{Moved, Stuck, check_size, may_be_moved_back};
 use super::views::{RolloutAction, UpdateClones, UpdatedClones};
 use super::would::refused;
 use crate::catalog::Named;
@@ -352,16 +352,14 @@ impl Gateway {
             self.set_pending(&clone.name, Some(from.version)).await?;
             return Ok(Back::Later);
         }
-        match self.take_back(clone, &Why::of("the update was rolled back, with what it held")).await {
-            Ok(()) => Ok(Back::Whole),
-            Err(error) if matches!(error.code(), "nothing-to-undo" | "base-gone") => {
-                let version = self.version_for_clones(&from.template, Some(from.version)).await?;
-                let why = Why::of("the update was rolled back, without what it held");
-                self.rebase(clone, &from.template, &version, &why).await?;
-                Ok(Back::WithoutDelta)
-            }
-            Err(error) => Err(error),
+        let why = Why::of("the update was rolled back, with what it held");
+        if self.take_move_back(clone, &from, &why).await.map_err(Stuck::into_error)? {
+            return Ok(Back::Whole);
         }
+        let version = self.version_for_clones(&from.template, Some(from.version)).await?;
+        let why = Why::of("the update was rolled back, without what it held");
+        self.rebase(clone, &from.template, &version, &why).await.map_err(Stuck::into_error)?;
+        Ok(Back::WithoutDelta)
     }
 
     async fn set_pending(&self, clone: &Name, version: Option<u32>) -> Result<()> {
@@ -552,7 +550,7 @@ pub(super) fn runs(state: RolloutState) -> bool {
 }
 
 /// Whether another update has to wait.
-fn is_open(state: RolloutState) -> bool {
+pub(super) fn is_open(state: RolloutState) -> bool {
     use RolloutState as S;
     matches!(state, S::Running | S::AwaitsPromotion | S::Paused | S::RollingBack)
 }

@@ -21,6 +21,9 @@ use super::would::size as bytes;
 use crate::catalog::Named;
 use crate::volume::Volume;
 
+/// Clones looked at side by side before they move.
+const LOOKS_AT_ONCE: usize = 32;
+
 /// How the bytes of a clone are replaced.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
@@ -53,6 +56,35 @@ pub(super) enum Moved {
     Already,
 }
 
+/// Why a clone is not moved.
+#[derive(Debug)]
+pub(super) enum Stuck {
+    /// Nothing of it was begun: it is as it was.
+    Before(Error),
+    /// Its log was about to be changed. What is in it is known when it is opened anew.
+    Midway(Error),
+}
+
+impl Stuck {
+    pub(super) fn error(&self) -> &Error {
+        match self {
+            Self::Before(error) | Self::Midway(error) => error,
+        }
+    }
+
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Before(error) | Self::Midway(error) => error,
+        }
+    }
+}
+
+impl From<Error> for Stuck {
+    fn from(error: Error) -> Self {
+        Self::Before(error)
+    }
+}
+
 /// A slot on another base.
 struct Place {
     base: BaseId,
@@ -71,8 +103,12 @@ impl Gateway {
     ) -> Vec<(Name, Result<Moved>)> {
         let mut done = Vec::new();
         let mut going: Vec<Named<CloneEntry>> = Vec::new();
-        for name in clones {
-            match self.look_before_move(&name, template, version, later).await {
+        let looks = clones.into_iter().map(|name| async move {
+            let look = self.look_before_move(&name, template, version, later).await;
+            (name, look)
+        });
+        for (name, look) in futures::stream::iter(looks).buffered(LOOKS_AT_ONCE).collect::<Vec<_>>().await {
+            match look {
                 Ok(Some(clone)) => going.push(clone),
                 Ok(None) => done.push((name, Ok(Moved::Already))),
                 Err(error) if error.code() == "attached" => done.push((name, Ok(Moved::Later))),
@@ -91,7 +127,7 @@ impl Gateway {
         }
         let moves = places.into_iter().map(|(clone, place)| async move {
             let moved = self.move_one(&clone, template, version, place, why).await;
-            (clone.name, moved)
+            (clone.name, moved.map_err(Stuck::into_error))
         });
         done.extend(futures::stream::iter(moves).buffer_unordered(256).collect::<Vec<_>>().await);
         done
@@ -115,16 +151,41 @@ impl Gateway {
             Ok(()) => "it moves when it is next switched on".to_owned(),
             Err(error) => error.message().to_owned(),
         };
-        self.note_pending(&clone, version.number).await?;
+        // What it would be refused for then is refused now. One that cannot be opened now is looked at when it moves.
+        if let Ok((_open, volume)) = self.volume(&clone).await {
+            check_no_snapshots(&clone, &volume)?;
+        }
+        self.note_pending(&clone, template, version.number).await?;
         Err(Error::conflict("attached", why))
     }
 
-    async fn note_pending(&self, clone: &Named<CloneEntry>, number: u32) -> Result<()> {
+    /// Notes the version that a clone moves to when its machine is off.
+    async fn note_pending(&self, clone: &Named<CloneEntry>, template: &Name, number: u32) -> Result<()> {
+        if clone.state.template != *template {
+            let message = format!("it is of {}, and waits for versions of that only", clone.state.template);
+            return Err(Error::conflict("other-template", message).on(clone.name.as_str()).hint(format!(
+                "switch its machine off, then: clonegate clone update --template {template} {}",
+                clone.name
+            )));
+        }
         let note = |entry: &mut CloneEntry| {
             entry.pending_version = (entry.version != number).then_some(number);
             Ok(())
         };
-        self.catalog.change(&clone.name, note).await.map(drop)
+        self.catalog.change(&clone.name, note).await?;
+        // Whoever deletes a version marks it and then looks for who needs it; we note that it is needed and then look for the mark. One sees
+        // the other.
+        match self.version_for_clones(template, Some(number)).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let forget = |entry: &mut CloneEntry| {
+                    entry.pending_version = entry.pending_version.filter(|pending| *pending != number);
+                    Ok(())
+                };
+                self.catalog.change(&clone.name, forget).await?;
+                Err(error)
+            }
+            there => there.map(drop),
+        }
     }
 
     /// Moves a clone to the slot that was taken for it, or notes it for later when its machine may run after all.
@@ -135,7 +196,7 @@ impl Gateway {
         version: &TemplateVersion,
         place: Place,
         why: &Why,
-    ) -> Result<Moved> {
+    ) -> std::result::Result<Moved, Stuck> {
         let datastore = self.datastores.get(&clone.state.datastore)?;
         let quiet = async {
             let (barred, volume) = self.quiet(clone).await?;
@@ -144,16 +205,8 @@ impl Gateway {
                 return Err(Error::conflict("attached", "a gateway that had it open did not close it"));
             }
             self.check_not_elsewhere(clone, &volume).await?;
-            if !status.snapshots.is_empty() {
-                let names: Vec<String> = status.snapshots.iter().map(|s| s.name.to_string()).collect();
-                return Err(Error::conflict(
-                    "has-snapshots",
-                    format!("its snapshots need its base: {}", names.join(", ")),
-                )
-                .on(clone.name.as_str())
-                .hint(format!("clonegate clone snapshot {} {} --drop", clone.name, names[0])));
-            }
-            Ok((barred, volume))
+            check_no_snapshots(clone, &volume)?;
+            Ok::<_, Error>((barred, volume))
         };
         let moved = match quiet.await {
             Ok((barred, volume)) => {
@@ -161,23 +214,23 @@ impl Gateway {
             }
             Err(error) => {
                 datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
-                Err(error)
+                Err(Stuck::Before(error))
             }
         };
         match moved {
             Ok(()) => Ok(Moved::Now),
             // Another gateway has it, or a machine came in this moment.
-            Err(error) if matches!(error.code(), "attached" | "lost-tail" | "open-elsewhere") => {
-                self.note_pending(clone, version.number).await?;
+            Err(stuck) if matches!(stuck.error().code(), "attached" | "lost-tail" | "open-elsewhere") => {
+                self.note_pending(clone, template, version.number).await?;
                 Ok(Moved::Later)
             }
-            Err(error)
-                if error.kind() == ErrorKind::NotFound
+            Err(stuck)
+                if stuck.error().kind() == ErrorKind::NotFound
                     && self.catalog.find::<CloneEntry>(&clone.name).await?.is_none() =>
             {
                 Ok(Moved::Already)
             }
-            Err(error) => Err(error),
+            Err(stuck) => Err(stuck),
         }
     }
 
@@ -188,13 +241,13 @@ impl Gateway {
         template: &Name,
         version: &TemplateVersion,
         why: &Why,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Stuck> {
         check_size(clone, version)?;
         let here = std::slice::from_ref(clone);
         let places = self.places(&clone.state.datastore, here, template, version).await?;
         let place = places.into_iter().next().ok_or_else(|| Error::internal("no-slot", "a claim gave nothing"))?;
         match self.move_one(clone, template, version, place, why).await? {
-            Moved::Later => Err(Error::conflict("attached", "its machine may run").on(clone.name.as_str())),
+            Moved::Later => Err(Error::conflict("attached", "its machine may run").on(clone.name.as_str()).into()),
             Moved::Now | Moved::Already => Ok(()),
         }
     }
@@ -262,14 +315,15 @@ impl Gateway {
         base: Option<BaseId>,
         change: Change,
         why: &Why,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Stuck> {
         let now = volume.status().base;
         let base = match base {
             Some(base) if Some(base) != now => base,
             _ => {
                 let same = base.or(now).unwrap_or_else(|| BaseId::from_bytes([0; 16]));
-                self.for_room(&clone.state.datastore, &volume, change.apply(&volume, same)).await?;
-                return self.note_reset(clone).await;
+                let changed = self.for_room(&clone.state.datastore, &volume, change.apply(&volume, same)).await;
+                changed.map_err(Stuck::Midway)?;
+                return self.note_reset(clone).await.map_err(Stuck::Midway);
             }
         };
         let datastore = self.datastores.get(&clone.state.datastore)?;
@@ -277,7 +331,7 @@ impl Gateway {
             Error::conflict("base-gone", format!("the base that it was on {what}")).on(clone.name.as_str())
         };
         let of = match datastore.table.record(base).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(gone("is deleted")),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(gone("is deleted").into()),
             of => of?,
         };
         datastore.table.refresh().await?;
@@ -304,7 +358,7 @@ impl Gateway {
         to: (&Name, u32),
         change: Change,
         why: &Why,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Stuck> {
         let id = clone.state.record.id;
         let changed = self.for_room(&clone.state.datastore, &volume, change.apply(&volume, place.base)).await;
         drop(volume);
@@ -314,13 +368,18 @@ impl Gateway {
             // Whether the commit is in the log is not known; opening the clone anew finds out, and adopts the slot if so.
             if let Ok((_open, volume)) = self.volume(clone).await
                 && volume.status().base != Some(place.base)
+                && let Ok(datastore) = self.datastores.get(&clone.state.datastore)
             {
-                let datastore = self.datastores.get(&clone.state.datastore)?;
                 datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
             }
-            return Err(error);
+            return Err(Stuck::Midway(error));
         }
-        self.adopt(clone, to, &place.record).await?;
+        if let Err(error) = self.adopt(clone, to, &place.record).await {
+            // Its log says where it is, and its record does not yet: opening it anew puts that right.
+            self.open.close_of(Of::Clone(id), &self.clock).await;
+            drop(barred);
+            return Err(Stuck::Midway(error));
+        }
         let reason = format!("to version {} of {}: {}", to.1, to.0, why.reason);
         let act = Act { action: "clone update", object: clone.name.as_str(), reason: &reason, policy: &why.policy };
         self.note(act, &Ok(())).await;
@@ -365,6 +424,15 @@ async fn give_back(datastore: &Arc<Datastore>, places: &[Place]) {
     for place in places {
         datastore.table.give_back(std::slice::from_ref(&place.record), place.base).await;
     }
+}
+
+/// Refuses to move a clone that has snapshots.
+pub(super) fn check_no_snapshots(clone: &Named<CloneEntry>, volume: &Volume) -> Result<()> {
+    let names: Vec<String> = volume.status().snapshots.iter().map(|s| s.name.to_string()).collect();
+    let Some(first) = names.first() else { return Ok(()) };
+    Err(Error::conflict("has-snapshots", format!("its snapshots need its base: {}", names.join(", ")))
+        .on(clone.name.as_str())
+        .hint(format!("clonegate clone snapshot {} {first} --drop", clone.name)))
 }
 
 /// Whether an update has moved a clone, which has not moved since.

@@ -10,6 +10,7 @@ use clonegate_core::limits::SNAPSHOTS_MAX;
 use clonegate_core::{Error, Result};
 
 use super::gateway::Gateway;
+use super::pending::goes_on_waiting;
 use super::pools::check_sizes;
 use super::power::check_why;
 use super::rollouts::{next_state, no_update, word};
@@ -228,7 +229,15 @@ impl Gateway {
 
     async fn would_power(self: &Arc<Self>, clone: &str, event: PowerEvent) -> Result<Touched> {
         let clone = self.find_clone(&clone.parse()?).await?;
-        let waits = clone.state.pending_version.map(|number| format!("it moves to version {number}"));
+        let (mut waits, mut notes) = (None, Vec::new());
+        if let Some(number) = clone.state.pending_version.filter(|_| event != PowerEvent::Logoff) {
+            let back = clone.state.moved_from.as_ref().is_some_and(|from| from.version == number);
+            let (_open, volume) = self.volume(&clone).await?;
+            match super::update::check_no_snapshots(&clone, &volume) {
+                Err(why) if !back => notes.push(goes_on_waiting(number, why.message())),
+                _ => waits = Some(format!("it moves to version {number}")),
+            }
+        }
         let rule = self.rule_due(&clone).map(|rule| format!("it is reset: {rule} (rule)"));
         let held = self.held(&clone.state).map(|why| format!("it is kept: it is held: {why}"));
         let judged = match event {
@@ -236,14 +245,15 @@ impl Gateway {
             PowerEvent::Off => Some(ResetEvent::PowerOff),
             PowerEvent::Logoff => Some(ResetEvent::LogOff),
         };
-        let what = match (held, waits.filter(|_| event != PowerEvent::Logoff), judged) {
+        let what = match (held, waits, judged) {
             (Some(held), ..) => held,
             (None, Some(waits), _) => waits,
             (None, None, None) => "it is kept: nothing waits for it".to_owned(),
             (None, None, Some(_)) if event == PowerEvent::Off && rule.is_some() => rule.unwrap_or_default(),
             (None, None, Some(event)) => self.what_policy_says(&clone, event).await?,
         };
-        Ok(self.of_clone(&clone, vec![what]))
+        notes.insert(0, what);
+        Ok(self.of_clone(&clone, notes))
     }
 
     async fn would_change_pool(&self, name: String, change: &ChangePool) -> Result<Touched> {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use clonegate::exports::Exports;
 use clonegate::lifecycle::Gateway;
 use clonegate::lifecycle::views::{
-    AlertView, CreateClones, DurabilityView, JobStateView, JobView, ListQuery, Started, UpdateClones,
+    AlertView, CreateClones, DurabilityView, JobStateView, JobView, ListQuery, PowerEvent, Started, UpdateClones,
 };
 use clonegate_core::ErrorKind;
 use clonegate_core::units::ByteRange;
 use clonegate_tests::faults::{FaultStore, Faults};
-use clonegate_tests::lab::{check_clean, order, read, version, write};
+use clonegate_tests::lab::{check_clean, machine, order, read, version, write};
 use clonegate_tests::rehearsal::Stores;
 use clonegate_tests::sim::runtime;
 
@@ -136,6 +136,30 @@ fn a_clone_whose_writes_wait_for_room_is_deleted_at_once_and_an_update_stops_and
         assert_eq!((done.state.as_str(), done.updated.len()), ("done", 2), "{done:?}");
         let device = gateway.open("c-001".parse().unwrap()).await.unwrap();
         assert_eq!(device.read(ByteRange::new(0, 4)).await.unwrap().concat(), [2; 4]);
+        check_clean(&gateway).await;
+    });
+}
+
+#[test]
+fn a_full_store_keeps_no_machine_from_booting_though_an_update_waits_for_it() {
+    runtime().block_on(async {
+        let (gateway, faults) = lab().await;
+        version(&gateway, "t", 2).await;
+        let request = UpdateClones { template: "t".to_owned(), at_next_power_on: true, ..UpdateClones::default() };
+        assert_eq!(gateway.update_clones(request, false).await.unwrap().later.len(), 3);
+        faults.fill(true);
+        let off = gateway.power_clone("c-001", PowerEvent::Off).await.unwrap();
+        assert!(off.action == "kept" && off.reason.contains("goes on waiting"), "{off:?}");
+        let vm = machine(&gateway, "c-001", "10.0.0.1").await;
+        assert_eq!(vm.device().read(ByteRange::new(8192, 8196)).await.unwrap().concat(), b"mine");
+        let shown = gateway.show_clone("c-001").await.unwrap();
+        assert_eq!((shown.version, shown.pending_version), (1, Some(2)));
+        assert!(shown.pending_failed.as_deref().is_some_and(|why| why.contains("no room")), "{shown:?}");
+        drop(vm);
+        faults.fill(false);
+        let done = gateway.power_clone("c-001", PowerEvent::Off).await.unwrap();
+        assert_eq!(done.action, "updated", "{done:?}");
+        assert_eq!(gateway.show_clone("c-001").await.unwrap().pending_failed, None);
         check_clean(&gateway).await;
     });
 }

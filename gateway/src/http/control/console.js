@@ -36,7 +36,7 @@ const health = (word) => make("span", word, word === "online" ? "" : word === "o
 const state = (clone) => {
   if (clone.lost_tail) return make("span", "writes may be lost: accept-loss", "bad");
   if (clone.hold) return make("span", "held: " + clone.hold, "warn");
-  if (clone.pending_version) return make("span", "waits for version " + clone.pending_version, "warn");
+  if (clone.pending_version) return make("span", "waits for version " + clone.pending_version + (clone.pending_failed ? ": " + clone.pending_failed : ""), "warn");
   return clone.attached.length ? "in use by " + clone.attached.join(", ") : clone.may_run ?? "";
 };
 const progress = (job) => job.total ? percent(job.done, job.total) : "–";

@@ -400,6 +400,9 @@ pub struct CloneView {
     /// The version that it moves to at its next power-on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_version: Option<u32>,
+    /// Why that came to nothing when it was last tried here; it is tried again at the next power-off or power-on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_failed: Option<String>,
     /// When its delta is discarded, besides what policies say.
     #[serde(default)]
     pub reset: ResetRulesView,
