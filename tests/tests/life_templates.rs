@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use clonegate::exports::Detach;
 use clonegate::lifecycle::Gateway;
-use clonegate::lifecycle::views::{ImportTemplate, ListQuery, ToTemplate, UpdateClones};
+use clonegate::lifecycle::views::{CreatePool, ImportTemplate, ListQuery, RolloutAction, ToTemplate, UpdateClones};
 use clonegate_tests::cases;
-use clonegate_tests::lab::{Lab, SIZE, check_clean, image, import, order, read, version, write};
+use clonegate_tests::lab::{Lab, SIZE, check_clean, image, import, machine, order, read, until, version, write};
 use clonegate_tests::machine::run;
 
 cases! {
@@ -15,6 +16,9 @@ cases! {
     => old_versions_go_when_newer_ones_are_published_and_none_that_is_needed;
     => a_template_made_of_a_clone_stores_only_what_changed;
     => a_base_that_is_retired_leaves_its_version_what_it_needs;
+    => what_a_pool_needs_is_neither_deleted_nor_left_to_retention;
+    => what_an_update_needs_or_waits_for_is_neither_deleted_nor_left_to_retention;
+    => of_a_pool_and_a_deletion_at_once_at_most_one_succeeds;
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -192,5 +196,125 @@ fn a_template_made_of_a_clone_stores_only_what_changed() {
         gateway.create_clones(order("d", "t", None), false).await.unwrap();
         assert_eq!(read(&gateway, "d", 300_000 / 4096 * 4096).await, noise[..4]);
         assert_eq!(read(&gateway, "d", 0).await, [1; 4]);
+    });
+}
+
+/// That a deletion is refused, and lists this.
+async fn refused(gateway: &Gateway, version: Option<u32>, words: &[&str]) {
+    let before = gateway.show_template("t").await.unwrap();
+    for dry_run in [true, false] {
+        let error = gateway.delete_template("t", version, dry_run).await.unwrap_err();
+        assert_eq!((error.code(), error.object()), ("referenced", Some("t")), "{error}");
+        for word in words {
+            assert!(error.message().contains(word), "{word:?} is not in {error}");
+        }
+        assert!(error.what_to_do().is_some(), "{error}");
+    }
+    let after = gateway.show_template("t").await.unwrap();
+    let states = |t: &clonegate::lifecycle::views::TemplateView| {
+        (t.published, t.versions.iter().map(|v| (v.number, v.state.clone())).collect::<Vec<_>>())
+    };
+    assert_eq!(states(&after), states(&before), "a refused deletion leaves it as it was");
+}
+
+/// A pool without clones, so that no slot speaks for it.
+fn empty_pool(name: &str, version: Option<u32>) -> CreatePool {
+    CreatePool { name: name.to_owned(), template: "t".to_owned(), version, max: Some(4), ..CreatePool::default() }
+}
+
+fn what_a_pool_needs_is_neither_deleted_nor_left_to_retention() {
+    block_on(async {
+        let lab = Lab::new(&["a"]);
+        let gateway = lab.gateway(1).await;
+        for byte in 1..=4 {
+            version(&gateway, "t", byte).await;
+        }
+        gateway.create_pool(empty_pool("pinned", Some(1)), false).await.unwrap();
+        gateway.create_pool(empty_pool("latest", None), false).await.unwrap();
+        refused(&gateway, Some(1), &["pools", "pinned"]).await;
+        refused(&gateway, None, &["2 pools", "latest", "pinned"]).await;
+        refused(&gateway, Some(4), &["1 pools", "latest"]).await;
+        assert_eq!(gateway.retain_template("t", Some(1), true).await.unwrap().names, ["t:2"]);
+        gateway.delete_template("t", Some(2), false).await.unwrap();
+        gateway.publish_template("t", Some(3)).await.unwrap();
+        gateway.delete_template("t", Some(4), false).await.unwrap();
+        // What is refused does no harm: the pools get their clones.
+        for pool in ["pinned", "latest"] {
+            gateway.scale_pool(pool, 1_u32, false).await.unwrap();
+            gateway.delete_pool(pool, false, false).await.unwrap();
+        }
+        for _ in 0..1200 {
+            // Their slots go in the background.
+            if gateway.delete_template("t", None, false).await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert_eq!(gateway.show_template("t").await.unwrap_err().code(), "unknown-template");
+        check_clean(&gateway).await;
+    });
+}
+
+fn what_an_update_needs_or_waits_for_is_neither_deleted_nor_left_to_retention() {
+    block_on(async {
+        let mut lab = Lab::new(&["a"]);
+        lab.undo = std::time::Duration::ZERO;
+        let gateway = lab.gateway(1).await;
+        for byte in 1..=4 {
+            version(&gateway, "t", byte).await;
+        }
+        let first = clonegate::lifecycle::views::CreateClones { version: Some(1), ..order("c", "t", Some(2)) };
+        gateway.create_clones(first, false).await.unwrap();
+        let to = |number| UpdateClones { template: "t".to_owned(), version: Some(number), ..UpdateClones::default() };
+        // One that waits for its first clones to be promoted; those are noted and not on it yet.
+        let canary = UpdateClones { canary: Some(1), at_next_power_on: true, ..to(2) };
+        assert_eq!(gateway.update_clones(canary, false).await.unwrap().state, "awaits-promotion");
+        refused(&gateway, Some(2), &["1 clones move to it", "c-001", "an update of clones of t is awaits-promotion"])
+            .await;
+        refused(&gateway, None, &["2 clones need it: c-001, c-002", "awaits-promotion"]).await;
+        assert_eq!(gateway.retain_template("t", Some(1), true).await.unwrap().names, [""; 0], "3 is kept");
+        gateway.steer_update("t", RolloutAction::Rollback).await.unwrap();
+        gateway.delete_template("t", Some(2), false).await.unwrap();
+
+        // One that is through, but for a clone whose machine runs.
+        let vm = machine(&gateway, "c-002", "10.0.0.1").await;
+        clonegate_tests::lab::machine_writes(&*vm, 8192, b"mine").await;
+        let later = gateway.update_clones(to(3), false).await.unwrap();
+        assert_eq!((later.state.as_str(), &later.later[..]), ("done", &["c-002".to_owned()][..]));
+        refused(&gateway, Some(3), &["1 clones need it: c-001", "1 clones move to it", "c-002"]).await;
+        vm.detach(Detach::Clean);
+        until(&gateway, "c-002", |clone| clone.version == 3).await;
+        check_clean(&gateway).await;
+    });
+}
+
+fn of_a_pool_and_a_deletion_at_once_at_most_one_succeeds() {
+    block_on(async {
+        let lab = Lab::new(&["a"]);
+        let (one, two) = (lab.gateway(1).await, lab.gateway(2).await);
+        let (mut pools, mut deletions) = (0, 0);
+        for round in 0..24_u64 {
+            if one.show_template("t").await.is_err() {
+                version(&one, "t", 1).await;
+            }
+            let later = std::time::Duration::from_millis(round % 6);
+            let pool = async {
+                tokio::time::sleep(later).await;
+                two.create_pool(empty_pool("lab", None), false).await
+            };
+            let (pool, deleted) = tokio::join!(pool, one.delete_template("t", None, false));
+            assert!(pool.is_err() || deleted.is_err(), "round {round}: a pool of a template that is gone");
+            if let Err(error) = &deleted {
+                assert_eq!(error.code(), "referenced", "round {round}: {error}");
+                assert_eq!(one.show_template("t").await.unwrap().published, Some(1), "it is as it was");
+            }
+            if pool.is_ok() {
+                two.delete_pool("lab", false, false).await.unwrap();
+            }
+            assert_eq!(one.show_pool("lab").await.unwrap_err().code(), "unknown-pool", "none is left over");
+            pools += u32::from(pool.is_ok());
+            deletions += u32::from(deleted.is_ok());
+        }
+        println!("{pools} pools and {deletions} deletions of 24 succeeded");
     });
 }

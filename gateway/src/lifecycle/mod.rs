@@ -32,6 +32,7 @@ mod pools;
 mod power;
 mod promote;
 mod rebalance;
+mod references;
 mod removal;
 mod replica;
 mod reset;

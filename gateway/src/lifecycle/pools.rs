@@ -75,7 +75,13 @@ impl Gateway {
             return Ok(PoolView { dry_run, clones: entry.size, notes, ..self.pool_view(&pool, &[], None) });
         }
         let made = self.catalog.create(&name, entry).await?;
-        if let Err(error) = self.order_clones(&made, &clones, false).await {
+        let filled = async {
+            // Whoever deletes a version marks it and then looks for who needs it; the pool is there, and now we look for the mark. One sees the
+            // other.
+            self.version_for_clones(&made.state.template, made.state.version).await?;
+            self.order_clones(&made, &clones, false).await
+        };
+        if let Err(error) = filled.await {
             self.catalog.delete(&name, |_: &PoolEntry| Ok(())).await?;
             return Err(error);
         }
@@ -440,7 +446,7 @@ impl Gateway {
                 .extend((!used.is_empty()).then(|| format!("it would be refused: {} are in use", used.join(", "))));
             return Ok(touched);
         }
-        super::templates::refuse_used(pool.name.as_str(), "clones that are in use", &used)?;
+        super::references::refuse_used(pool.name.as_str(), "clones that are in use", &used)?;
         self.shrink_as_job(&pool.name, None).await?;
         Ok(touched)
     }

@@ -1,4 +1,4 @@
-//! Old versions of templates: how many that no clone needs are kept.
+//! Old versions of templates: how many that nothing needs are kept.
 
 use std::sync::Arc;
 
@@ -72,7 +72,8 @@ impl Gateway {
         }
     }
 
-    /// The versions that go when so many are kept: neither published nor drafts, nor needed by a clone, now or to be taken back to.
+    /// The versions that go when so many are kept: neither published nor drafts, nor needed by a clone, now or to be taken
+    /// back to, by a pool or by an update.
     pub(super) async fn not_retained(&self, template: &Named<TemplateEntry>, keep: Option<u32>) -> Result<Vec<u32>> {
         let Some(keep) = keep else { return Ok(Vec::new()) };
         if keep == 0 {
@@ -80,14 +81,8 @@ impl Gateway {
                 Error::invalid("bad-count", "no version to roll back to would be left").hint("keep at least one")
             );
         }
-        let clones = self.catalog.list::<CloneEntry>().await?;
-        let used = |number: u32| {
-            self.may_go_back_to(&template.name, number) > 0
-                || clones.iter().any(|c| {
-                    c.state.template == template.name
-                        && (c.state.version == number || c.state.pending_version == Some(number))
-                })
-        };
+        let referrers = self.referrers(&template.name, template.state.published).await?;
+        let used = |number: u32| self.may_go_back_to(&template.name, number) > 0 || referrers.need_or_are_on(number);
         let free = template.state.versions.iter().rev().filter(|v| v.state == VersionState::Sealed);
         let free = free.map(|v| v.number).filter(|n| template.state.published != Some(*n) && !used(*n));
         // Those whose deletion was cut short are not kept, whatever they are numbered.

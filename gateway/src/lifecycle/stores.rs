@@ -9,8 +9,9 @@ use clonegate_core::{Error, ErrorKind, Result};
 
 use super::datastores::{self, Datastore, DatastoreSettings, OVERCOMMIT_PERCENT};
 use super::gateway::Gateway;
+use super::references::refuse_used;
 use super::table::KnownBase;
-use super::templates::{kind, refuse_used};
+use super::templates::kind;
 use super::views::{AddDatastore, BaseView, DatastoreView, ListQuery, Page, Touched, from_labels, page, to_labels};
 use crate::store::{StoreConfig, exclusive};
 

@@ -14,6 +14,7 @@ use clonegate_core::{Error, ErrorKind, Result};
 
 use super::datastores::Datastore;
 use super::gateway::Gateway;
+use super::references::refuse_used;
 use super::views::{ImportTemplate, ListQuery, Page, ReferenceTemplate, TemplateView, Touched, VersionView, page};
 use crate::base::{self, RawSources};
 use crate::catalog::Named;
@@ -347,7 +348,7 @@ impl Gateway {
         }
         let going = |number: u32| version.is_none_or(|only| only == number);
         let numbers: Vec<u32> = found.state.versions.iter().map(|v| v.number).filter(|n| going(*n)).collect();
-        self.check_unused(&name, &found.state, &numbers).await?;
+        self.check_unused(&name, &found.state, &numbers, version.is_none()).await?;
         let bytes = found.state.versions.iter().filter(|v| going(v.number)).map(|v| v.stored_bytes).sum();
         let names = match version {
             Some(number) => vec![format!("{name}:{number}")],
@@ -362,16 +363,28 @@ impl Gateway {
         }
         // From here on no gateway makes a base of these versions, and no base of them takes a clone.
         let mark = |template: &mut TemplateEntry| {
+            let before = template.clone();
             if template.published.is_some_and(going) {
                 template.published = None;
             }
             template.history.retain(|n| !going(*n));
             template.versions.iter_mut().filter(|v| going(v.number)).for_each(|v| v.state = VersionState::Deleting);
-            Ok(())
+            Ok(before)
         };
-        let (marked, ()) = self.catalog.change(&name, mark).await?;
+        let (marked, before) = self.catalog.change(&name, mark).await?;
         self.open.forget_text(&format!("template/{name}"));
-        self.remove_versions(&name, &marked.state, &numbers).await?;
+        let removed = async {
+            self.referrers(&name, before.published).await?.refuse(&numbers, version.is_none(), &[])?;
+            self.remove_versions(&name, &marked.state, &numbers).await
+        };
+        match removed.await {
+            // Something came to need them before the mark: nothing was removed yet.
+            Err(error) if error.code() == "referenced" => {
+                self.unmark(&name, &before, &marked.state).await?;
+                return Err(error);
+            }
+            removed => removed?,
+        }
         if version.is_none() {
             // A version that was imported meanwhile keeps the template.
             let none_left = |t: &TemplateEntry| {
@@ -392,20 +405,25 @@ impl Gateway {
         Ok(touched)
     }
 
-    /// Refuses when a version has clones, and lists them.
-    async fn check_unused(&self, name: &Name, template: &TemplateEntry, numbers: &[u32]) -> Result<()> {
-        let mut users = Vec::new();
-        for (datastore, base) in self.bases_of(name, template, numbers).await? {
-            for record in datastore.table.slots(base).await? {
-                users.push(record.name.to_string());
+    /// Makes versions again what they were before they were marked as going.
+    async fn unmark(&self, name: &Name, before: &TemplateEntry, marked: &TemplateEntry) -> Result<()> {
+        let unmark = |t: &mut TemplateEntry| {
+            for version in t.versions.iter_mut().filter(|v| v.state == VersionState::Deleting) {
+                let old = before.versions.iter().find(|v| v.number == version.number);
+                version.state = old.map_or(version.state, |old| old.state);
             }
-        }
-        users.sort();
-        refuse_used(name.as_str(), "clones", &users)
+            // Unless somebody has published another one meanwhile.
+            if (t.published, &t.history) == (marked.published, &marked.history) {
+                t.published = before.published;
+                t.history.clone_from(&before.history);
+            }
+            Ok(())
+        };
+        self.catalog.change(name, unmark).await.map(drop)
     }
 
     /// The bases of these versions, wherever they are.
-    async fn bases_of(
+    pub(super) async fn bases_of(
         &self,
         name: &Name,
         template: &TemplateEntry,
@@ -435,15 +453,7 @@ impl Gateway {
         for (datastore, base) in &bases {
             users.extend(datastore.table.slots(*base).await?.into_iter().map(|record| record.name.to_string()));
         }
-        if !users.is_empty() {
-            let unmark = |t: &mut TemplateEntry| {
-                let going = t.versions.iter_mut().filter(|v| numbers.contains(&v.number));
-                going.for_each(|v| v.state = VersionState::Sealed);
-                Ok(())
-            };
-            self.catalog.change(name, unmark).await?;
-            return refuse_used(name.as_str(), "clones", &users);
-        }
+        refuse_used(name.as_str(), "clones", &users)?;
         for (datastore, base) in &bases {
             self.open.forget_base(*base);
             self.remove_base(datastore, *base).await?;
@@ -495,21 +505,6 @@ pub(super) fn publish_version(template: &mut TemplateEntry, number: u32) {
         template.history.push(before);
     }
     template.published = Some(number);
-}
-
-/// The refusal to remove what others refer to.
-pub(super) fn refuse_used(object: &str, what: &str, users: &[String]) -> Result<()> {
-    const SHOWN: usize = 8;
-    if users.is_empty() {
-        return Ok(());
-    }
-    let mut list = users.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    if users.len() > SHOWN {
-        list.push_str(&format!(" and {} more", users.len() - SHOWN));
-    }
-    Err(Error::conflict("referenced", format!("{} {what} need it: {list}", users.len()))
-        .on(object)
-        .hint("delete or move those first"))
 }
 
 pub(super) fn unknown_version(template: &Name, number: u32) -> Error {

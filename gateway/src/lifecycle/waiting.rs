@@ -25,7 +25,7 @@ use crate::volume::Volume;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether something waits.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
-/// Names that an alert shows.
+/// Names that are shown of a list.
 const SHOWN: usize = 8;
 
 /// One thing that waits.
@@ -80,7 +80,7 @@ impl Waits {
 }
 
 /// Names for people.
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
         text.push_str(&format!(" and {} more", names.len() - SHOWN));
