@@ -1,5 +1,7 @@
 //! Updates of many clones: first ones, waves, roll back, undo; and what lost connections and restarts never do.
 
+use std::time::Duration;
+
 use clonegate::exports::Detach;
 use clonegate::lifecycle::Gateway;
 use clonegate::lifecycle::views::{
@@ -311,7 +313,7 @@ async fn an_update_of_a_clone_with_snapshots_is_refused_and_not_noted_for_later(
     check_clean(&gateway).await;
 }
 
-/// Plays an update that waits with the stores dying at a request of it and healing then. Says how many requests there were.
+/// Plays an update that waits with an outage of the stores from a request of it on. Says how many requests there were.
 async fn update_cut(stores: &Stores, dies_at: Option<(u64, bool)>) -> u64 {
     let at = format!("dead at {dies_at:?}");
     let faults = Faults::none();
@@ -320,7 +322,17 @@ async fn update_cut(stores: &Stores, dies_at: Option<(u64, bool)>) -> u64 {
     if let Some((call, applied)) = dies_at {
         faults.die_at(begin + call, applied);
     }
-    let told = gateway.power_clone("c", PowerEvent::On).await;
+    let powered = gateway.power_clone("c", PowerEvent::On);
+    tokio::pin!(powered);
+    let told = tokio::select! {
+        told = &mut powered => told,
+        // An outage that is longer than anything that is read is tried again; what is written waits it out.
+        () = faults.died() => {
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            faults.heal();
+            powered.await
+        }
+    };
     let calls = faults.calls() - begin;
     faults.heal();
     // What is open now is what its record says, whether it was moved or not.
