@@ -19,6 +19,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::core::{Batch, Core, Moment};
 use super::ops::Operation;
@@ -88,7 +89,8 @@ pub(super) struct Committer {
     begun: u64,
     /// What upkeep remembers; away while a round is under way.
     pub(super) house: Option<House>,
-    pub(super) upkeep: Option<BoxFuture<'static, Round>>,
+    /// The round that is under way: a task of its own, for its walks over a large map take time that no commit is to wait for.
+    pub(super) upkeep: Option<AbortOnDropHandle<Round>>,
     /// What the last round found, until it is named in the log.
     pub(super) unlinking: Option<Unlinking>,
     /// When an `ephemeral` volume, which commits nothing that would tell, next looks for another owner.
@@ -386,11 +388,6 @@ impl Committer {
         {
             self.unlinked(objects);
         }
-        if let Change::Unlink { objects } = done.head.record.what
-            && !objects.is_empty()
-        {
-            self.unlinked(objects);
-        }
         Ok(())
     }
 
@@ -478,9 +475,9 @@ impl Committer {
     }
 }
 
-async fn next_round(upkeep: &mut Option<BoxFuture<'static, Round>>) -> Round {
+async fn next_round(upkeep: &mut Option<AbortOnDropHandle<Round>>) -> Round {
     match upkeep {
-        Some(round) => round.await,
+        Some(round) => round.await.unwrap_or_else(|ended| Round::lost(&ended)),
         None => std::future::pending().await,
     }
 }

@@ -266,6 +266,8 @@ pub(super) struct Core {
     pub(super) read_end: AtomicU64,
     /// Up to where was fetched ahead of the present one.
     pub(super) ahead_end: AtomicU64,
+    /// Segments that this owner began.
+    pub(super) segments: AtomicU64,
     /// When what is known of the log was last known to be true.
     pub(super) looked: Looked,
     /// When the volume was last known to be ours and not deleted.

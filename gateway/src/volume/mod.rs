@@ -180,6 +180,7 @@ impl Volume {
             given_up: Semaphore::new(0),
             read_end: AtomicU64::new(0),
             ahead_end: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
             looked: core::Looked::new(opened),
             confirmed: Mutex::new(core::Moment::now(&engine.clock)),
             looking: AtomicBool::new(false),

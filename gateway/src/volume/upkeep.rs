@@ -9,6 +9,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +18,9 @@ use clonegate_core::format::log::{Change, ObjectName, Position};
 use clonegate_core::limits::UNLINK_OBJECTS_MAX;
 use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{Error, Result};
+use tokio::task::JoinError;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::commit::Committer;
 use super::core::Core;
@@ -50,7 +53,6 @@ const REST: Duration = Duration::from_secs(45);
 /// What upkeep remembers from one round to the next.
 #[derive(Debug)]
 pub(super) struct House {
-    segments: u64,
     memory: Memory,
     pub(super) wanted: bool,
     /// When garbage or a failure is looked at again; until then nothing is folded and nothing collected.
@@ -79,7 +81,6 @@ struct Last {
 impl House {
     pub(super) fn new(leftovers: usize) -> Self {
         Self {
-            segments: 0,
             memory: Memory::default(),
             wanted: leftovers >= LEFTOVERS,
             look: None,
@@ -122,6 +123,14 @@ impl House {
 pub(super) struct Round {
     house: House,
     result: Result<Swept>,
+}
+
+impl Round {
+    /// What stands for a round whose task did not come to its end.
+    pub(super) fn lost(ended: &JoinError) -> Self {
+        let error = Error::internal("upkeep-lost", format!("a round of upkeep ended early: {ended}"));
+        Self { house: House::new(LEFTOVERS), result: Err(error) }
+    }
 }
 
 /// What a round came to.
@@ -202,20 +211,24 @@ impl Committer {
                 self.house = Some(house);
                 return;
             }
-            self.upkeep = Some(Box::pin(async move {
+            self.spawn(async move {
                 let result = only_checkpoint(&core, &mut house).await.map(|()| Swept::default());
                 Round { house, result }
-            }));
+            });
             return;
         }
         self.tended.append(&mut self.tending);
         house.wanted = false;
         house.look = None;
         let thorough = !self.tended.is_empty();
-        self.upkeep = Some(Box::pin(async move {
+        self.spawn(async move {
             let result = round(&core, &mut house, thorough).await;
             Round { house, result }
-        }));
+        });
+    }
+
+    fn spawn(&mut self, round: impl Future<Output = Round> + Send + 'static) {
+        self.upkeep = Some(AbortOnDropHandle::new(self.core.engine.handle.spawn(round)));
     }
 
     /// Takes a round in; its garbage is named in the log next, and then deleted.
@@ -263,8 +276,8 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
             false => fold::plan(&state, small_max),
         };
         let Some(plan) = plan else { break };
-        house.segments += 1;
-        match fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, house.segments).await {
+        let number = core.segments.fetch_add(1, Ordering::Relaxed) + 1;
+        match fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, number).await {
             Ok(folded) => core.state.write().log.adopt_fold(&folded),
             // A block that cannot be read keeps nobody from opening the volume: first the checkpoint, then the error.
             Err(error) => {
