@@ -5,11 +5,14 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use clonegate_core::format::log::{Change, ObjectName, Position};
+use clonegate_core::ids::CloneId;
 use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{ErrorKind, Result};
 use futures::{FutureExt, StreamExt, stream};
+use parking_lot::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -37,6 +40,8 @@ pub struct Memory {
     poison: HashSet<Position>,
     /// What the checkpoint of each kept state needs.
     kept: HashMap<Position, HashSet<ObjectName>>,
+    /// What is being deleted: it may be listed for some time yet.
+    deleting: Arc<Mutex<HashSet<ObjectName>>>,
 }
 
 /// What a stored checkpoint needs.
@@ -141,13 +146,15 @@ pub async fn garbage(
     }
     dead.retain(|name| !live.contains(name));
     let bytes: HashMap<ObjectName, u64> = listing.sizes().collect();
-    let waiting: u64 = dead.iter().filter_map(|name| bytes.get(name)).sum();
+    let deleting = memory.deleting.lock();
+    let left = |name: &&ObjectName| !deleting.contains(name);
+    let waiting: u64 = dead.iter().filter(left).filter_map(|name| bytes.get(name)).sum();
     let needed = state.image.map.data_blocks() * BLOCK_BYTES;
     let grace = if waiting > needed.max(WAITING_BYTES_MAX) { grace.min(GRACE_SHORT) } else { grace };
     let now = Instant::now();
     let known: HashSet<ObjectName> = dead.iter().copied().collect();
     memory.since.retain(|name, _| known.contains(name));
-    dead.retain(|name| now.duration_since(*memory.since.entry(*name).or_insert(now)) >= grace);
+    dead.retain(|name| now.duration_since(*memory.since.entry(*name).or_insert(now)) >= grace && left(&name));
     Ok(dead)
 }
 
@@ -156,19 +163,25 @@ impl Memory {
     pub fn waits(&self) -> bool {
         !self.since.is_empty()
     }
-}
 
-/// Deletes objects that an accepted `unlink` record names. What fails is found again by the next collection.
-pub async fn delete(store: &Store, state_clone: clonegate_core::ids::CloneId, objects: &[ObjectName]) {
-    let deletes: Vec<_> = objects
-        .iter()
-        .map(|name| key_of(state_clone, *name))
-        .map(|key| async move { store.delete(&key).await }.boxed())
-        .collect();
-    let mut done = stream::iter(deletes).buffer_unordered(IN_FLIGHT);
-    while let Some(result) = done.next().await {
-        if let Err(error) = result {
-            tracing::warn!(%error, "garbage could not be deleted; it is tried again later");
+    /// Begins to delete objects that accepted `unlink` records name. What fails is found again by the next collection.
+    pub fn delete(&self, store: &Store, clone: CloneId, objects: Vec<ObjectName>) -> impl Future<Output = ()> + use<> {
+        self.deleting.lock().extend(&objects);
+        let (store, deleting) = (store.clone(), Arc::clone(&self.deleting));
+        async move {
+            let store = &store;
+            let deletes: Vec<_> = objects
+                .into_iter()
+                .map(|name| (name, key_of(clone, name)))
+                .map(|(name, key)| async move { (name, store.delete(&key).await) }.boxed())
+                .collect();
+            let mut done = stream::iter(deletes).buffer_unordered(IN_FLIGHT);
+            while let Some((name, result)) = done.next().await {
+                deleting.lock().remove(&name);
+                if let Err(error) = result {
+                    tracing::warn!(%error, "garbage could not be deleted; it is tried again later");
+                }
+            }
         }
     }
 }

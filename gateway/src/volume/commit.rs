@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::core::{Batch, Core, Moment};
 use super::ops::Operation;
 use super::room::Room;
+use super::unlink::Unlinking;
 use super::upkeep::{House, Round};
 use crate::delta::Now;
 use crate::delta::claim::fenced;
@@ -87,6 +88,8 @@ pub(super) struct Committer {
     /// What upkeep remembers; away while a round is under way.
     pub(super) house: Option<House>,
     pub(super) upkeep: Option<BoxFuture<'static, Round>>,
+    /// What the last round found, until it is named in the log.
+    pub(super) unlinking: Option<Unlinking>,
     /// When an `ephemeral` volume, which commits nothing that would tell, next looks for another owner.
     guard: Instant,
     guarded: u64,
@@ -109,6 +112,7 @@ impl Committer {
             begun: durable,
             house: Some(House::new(leftovers)),
             upkeep: None,
+            unlinking: None,
             guard: Instant::now() + GUARD,
             guarded: 0,
             tending: Vec::new(),
@@ -121,8 +125,12 @@ impl Committer {
         let core = Arc::clone(&self.core);
         let _committing = core.committing.lock().await;
         loop {
-            while self.in_flight.len() < IN_FLIGHT_COMMITS {
+            if let Err(error) = self.begin_unlink() {
+                return self.core.die(&error);
+            }
+            while self.in_flight.len() < IN_FLIGHT_COMMITS && !self.unlink_is_next() {
                 let Some(commit) = self.next_commit(false) else { break };
+                self.count_between();
                 if let Err(error) = self.begin(commit) {
                     return self.core.die(&error);
                 }
@@ -130,7 +138,7 @@ impl Committer {
             self.begin_upkeep();
             let ephemeral = self.core.mode == Durability::Ephemeral;
             let (deadline, look) = (self.deadline(), self.look());
-            let full = self.in_flight.len() >= IN_FLIGHT_COMMITS;
+            let full = self.in_flight.len() >= IN_FLIGHT_COMMITS || self.unlink_is_next();
             tokio::select! {
                 biased;
                 Some(done) = self.in_flight.next() => {
@@ -138,11 +146,7 @@ impl Committer {
                         return self.core.die(&error);
                     }
                 }
-                round = next_round(&mut self.upkeep), if self.upkeep.is_some() => {
-                    if let Err(error) = self.end_upkeep(round).await {
-                        return self.core.die(&error);
-                    }
-                }
+                round = next_round(&mut self.upkeep), if self.upkeep.is_some() => self.end_upkeep(round),
                 command = self.commands.recv() => match command {
                     Some(Command::Do(operation, reply)) => {
                         let result = self.operate(operation).await;
@@ -375,6 +379,11 @@ impl Committer {
         self.core.looked.set(done.begun);
         if let Some(journal) = self.core.engine.journal.as_ref().filter(|_| self.core.mode == Durability::Local) {
             journal.release(self.core.record.id, done.upto);
+        }
+        if let Change::Unlink { objects } = done.head.record.what
+            && !objects.is_empty()
+        {
+            self.unlinked(objects);
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod snapshot;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod unlink;
 mod upkeep;
 mod write;
 

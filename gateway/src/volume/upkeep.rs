@@ -104,6 +104,18 @@ impl House {
     pub(super) fn note_unwritten(&mut self, core: &Core) {
         self.wanted |= core.state.read().log.kept.iter().any(|k| k.unwritten.is_some());
     }
+
+    /// A record of upkeep itself is in the log.
+    pub(super) fn count_own_record(&mut self) {
+        if let Some(last) = &mut self.last {
+            last.own_records += 1;
+        }
+    }
+
+    /// Begins to delete what is named in the log.
+    pub(super) fn delete(&self, core: &Core, objects: Vec<ObjectName>) -> impl Future<Output = ()> + use<> {
+        self.memory.delete(&core.store, core.record.id, objects)
+    }
 }
 
 /// A round of upkeep that came to its end.
@@ -206,8 +218,8 @@ impl Committer {
         }));
     }
 
-    /// Takes a round in: names its garbage in the log, and deletes it.
-    pub(super) async fn end_upkeep(&mut self, round: Round) -> Result<()> {
+    /// Takes a round in; its garbage is named in the log next, and then deleted.
+    pub(super) fn end_upkeep(&mut self, round: Round) {
         self.upkeep = None;
         let Round { mut house, result } = round;
         let told = result.as_ref().map(drop).map_err(Clone::clone);
@@ -223,22 +235,8 @@ impl Committer {
             }
             Ok(objects) => {
                 house.look = waits.then(|| Instant::now() + AGAIN);
-                house.note_unwritten(&self.core);
-                self.settle().await?;
-                for objects in objects.chunks(UNLINK_OBJECTS_MAX) {
-                    let (record, upto) = self.record(Change::Unlink { objects: objects.to_vec() }, 0, None);
-                    self.put_alone(record, upto).await?;
-                    if let Some(last) = &mut house.last {
-                        last.own_records += 1;
-                    }
-                }
-                let core = Arc::clone(&self.core);
-                let asked = std::mem::take(&mut self.tended);
-                // What it does not finish is garbage again.
-                self.core.engine.handle.spawn(async move {
-                    collect::delete(&core.store, core.record.id, &objects).await;
-                    asked.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
-                });
+                self.unlink(house, &objects);
+                return;
             }
             Err(error) => {
                 tracing::warn!(clone = %self.core.record.name, %error, "upkeep of the delta failed; it is tried again");
@@ -247,7 +245,6 @@ impl Committer {
         }
         self.tended.drain(..).for_each(|reply| drop(reply.send(told.clone())));
         self.house = Some(house);
-        Ok(())
     }
 }
 
