@@ -137,10 +137,10 @@ impl Core {
     /// Everything that our journal has of this volume and that may not be in the log.
     async fn journaled(&self) -> Result<Vec<Entry>> {
         let (engine, id) = (Arc::clone(&self.engine), self.record.id);
-        let read = move || match engine.journal.as_ref().filter(|journal| journal.has_pending(id)) {
-            Some(journal) => journal.read_pending(id),
-            None => Ok(Vec::new()),
-        };
+        if !engine.journal.as_ref().is_some_and(|journal| journal.has_pending(id)) {
+            return Ok(Vec::new());
+        }
+        let read = move || engine.journal.as_ref().map_or(Ok(Vec::new()), |journal| journal.read_pending(id));
         if self.engine.settings.journal_inline {
             return read();
         }

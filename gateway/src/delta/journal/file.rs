@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clonegate_core::format::envelope;
 use clonegate_core::format::journal::{ENTRIES_AT, JournalOwnerRecord, JournalSegmentRecord};
@@ -15,6 +16,8 @@ use super::{JournalSettings, io_error};
 use crate::clock::Clock;
 
 const OWNER: &str = "owner";
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes the directory, takes its lock, and reads or writes whose it is.
 pub(super) fn enter(settings: &JournalSettings, clock: &Clock) -> Result<(Nonce, File)> {
@@ -24,7 +27,13 @@ pub(super) fn enter(settings: &JournalSettings, clock: &Clock) -> Result<(Nonce,
     let lock_path = directory.join("lock");
     let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
     let lock = lock.map_err(|e| io_error(&lock_path, e))?;
-    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let locked = || rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+    // One who has just let go may have a child that is about to become another program, and holds it for that moment.
+    let locked = (0..LOCK_TRIES).any(|n| {
+        std::thread::sleep(if n > 0 { LOCK_PAUSE } else { Duration::ZERO });
+        locked()
+    });
+    if !locked {
         return Err(Error::conflict("journal-in-use", "another process has the journal open")
             .on(shown)
             .hint("give every gateway a journal directory of its own"));
