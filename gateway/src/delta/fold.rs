@@ -291,10 +291,14 @@ async fn read(store: &Store, object: Arc<Object>, span: Span) -> Result<Parts> {
 }
 
 impl LogState {
-    /// Points the map to a segment, wherever it still says what it said when the fold was planned.
-    pub fn adopt_fold(&mut self, folded: &Folded) {
-        let index = self.objects.add(Arc::clone(&folded.object));
-        for (old, first) in &folded.moved {
+    /// Takes a segment in; its index. The map does not point to it before [`LogState::adopt_runs`].
+    pub fn adopt_segment(&mut self, folded: &Folded) -> u32 {
+        self.objects.add(Arc::clone(&folded.object))
+    }
+
+    /// Points the map to a segment of this index, wherever it still says what it said when the fold was planned.
+    pub fn adopt_runs(&mut self, index: u32, moved: &[(MapRun, u32)]) {
+        for (old, first) in moved {
             let now: Vec<MapRun> = self.image.map.range(old.start, old.end).collect();
             for run in now {
                 if run.place == old.place.advance(run.start - old.start) {

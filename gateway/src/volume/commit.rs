@@ -152,7 +152,9 @@ impl Committer {
                 round = next_round(&mut self.upkeep), if self.upkeep.is_some() => self.end_upkeep(round),
                 command = self.commands.recv() => match command {
                     Some(Command::Do(operation, reply)) => {
+                        let calm = core.calm.lock().await;
                         let result = self.operate(operation).await;
+                        drop(calm);
                         if let Some(house) = &mut self.house {
                             house.wanted |= result.is_ok();
                         }

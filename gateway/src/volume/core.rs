@@ -251,6 +251,9 @@ pub(super) struct Core {
     pub(super) gate: tokio::sync::RwLock<()>,
     /// Held while ownership, or what a reader knows, changes.
     pub(super) turn: tokio::sync::Mutex<()>,
+    /// Held by the committer while it replaces or keeps the whole volume, and for a moment by upkeep where that changes what is known of the log:
+    /// what an operation found there is so until its record is applied.
+    pub(super) calm: tokio::sync::Mutex<()>,
     pub(super) budget: Arc<Semaphore>,
     /// What all volumes of the store have together.
     pub(super) store_share: Arc<Semaphore>,

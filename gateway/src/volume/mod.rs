@@ -171,6 +171,7 @@ impl Volume {
             state: RwLock::new(state),
             gate: tokio::sync::RwLock::new(()),
             turn: tokio::sync::Mutex::new(()),
+            calm: tokio::sync::Mutex::new(()),
             budget: Arc::new(Semaphore::new(budget as usize)),
             store_share: engine.share_of(&store),
             progress: Progress::default(),

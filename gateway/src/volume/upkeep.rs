@@ -44,6 +44,8 @@ const RUN_BYTES: usize = 16;
 /// As many times the size of the last checkpoint are written before the next one; of records so many that reading them takes long, fewer.
 const CHECKPOINTS_WORTH: u64 = 16;
 const CHECKPOINTS_WORTH_OF_MANY: u64 = 8;
+/// Runs of a fold that the map takes in under its lock at once.
+const ADOPTED_AT_ONCE: usize = 512;
 /// Records of one round that name garbage.
 const UNLINKS_MAX: usize = 16;
 
@@ -278,7 +280,14 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
         let Some(plan) = plan else { break };
         let number = core.segments.fetch_add(1, Ordering::Relaxed) + 1;
         match fold::fold(&core.store, &core.engine.clock, &state, plan, epoch, number).await {
-            Ok(folded) => core.state.write().log.adopt_fold(&folded),
+            Ok(folded) => {
+                let index = change(core, |log| log.adopt_segment(&folded)).await;
+                for part in folded.moved.chunks(ADOPTED_AT_ONCE) {
+                    change(core, |log| log.adopt_runs(index, part)).await;
+                    // Reads and writes of the volume go in between.
+                    tokio::task::yield_now().await;
+                }
+            }
             // A block that cannot be read keeps nobody from opening the volume: first the checkpoint, then the error.
             Err(error) => {
                 failed = Some(error);
@@ -287,8 +296,11 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
         }
         swept.folded = true;
     }
-    let now = core.engine.clock.now_ms();
-    core.state.write().log.kept.retain(|k| k.kept.until_ms == 0 || k.kept.until_ms > now);
+    change(core, |log| {
+        let now = core.engine.clock.now_ms();
+        log.kept.retain(|k| k.kept.until_ms == 0 || k.kept.until_ms > now);
+    })
+    .await;
     let same = !swept.folded && house.last_if_same(&core.state.read().log);
     if same && failed.is_none() && !house.memory.waits() && !thorough {
         return Ok(swept);
@@ -304,7 +316,7 @@ async fn round(core: &Arc<Core>, house: &mut House, thorough: bool) -> Result<Sw
     let (at, needed) = (last.at, &last.needed);
     swept.garbage = collect::garbage(&core.store, &state, at, needed, settings.grace, &mut house.memory).await?;
     swept.garbage.truncate(UNLINKS_MAX * UNLINK_OBJECTS_MAX);
-    forget_objects(core, &state);
+    forget_objects(core, &state).await;
     Ok(swept)
 }
 
@@ -323,20 +335,24 @@ async fn checkpoint(core: &Arc<Core>) -> Result<Last> {
         let (Some(record), Some(image)) = (&kept.unwritten, &kept.image) else { continue };
         let record = CheckpointRecord { nonce: core.engine.clock.nonce(), ..CheckpointRecord::clone(record) };
         put(core, &state, record, image).await?;
-        let mut now = core.state.write();
-        for mine in now.log.kept.iter_mut().filter(|k| k.kept.at == kept.kept.at) {
-            mine.unwritten = None;
-            mine.image = None;
-        }
+        change(core, |log| {
+            for mine in log.kept.iter_mut().filter(|k| k.kept.at == kept.kept.at) {
+                mine.unwritten = None;
+                mine.image = None;
+            }
+        })
+        .await;
     }
     let at = state.at.ok_or_else(|| Error::internal("no-open", "upkeep before the first record"))?;
     let record = state.checkpoint_record(at, core.engine.clock.nonce());
     let (size, needed) = put(core, &state, record, &state.image).await?;
-    let mut now = core.state.write();
-    now.log.checkpoint = Some(at);
-    now.log.checkpoint_bytes = size;
-    now.log.records_since -= state.records_since.min(now.log.records_since);
-    now.log.bytes_since -= state.bytes_since.min(now.log.bytes_since);
+    change(core, |log| {
+        log.checkpoint = Some(at);
+        log.checkpoint_bytes = size;
+        log.records_since -= state.records_since.min(log.records_since);
+        log.bytes_since -= state.bytes_since.min(log.bytes_since);
+    })
+    .await;
     Ok(Last { at, needed, kept: state.kept.iter().map(|k| k.kept.at).collect(), own_records: 0 })
 }
 
@@ -360,7 +376,7 @@ async fn put(core: &Core, state: &LogState, record: CheckpointRecord, image: &Im
 
 /// Forgets objects in memory that neither the present map nor a kept one pointed to in `then`, a moment ago: what was
 /// written since points to objects that are newer.
-fn forget_objects(core: &Core, then: &LogState) {
+async fn forget_objects(core: &Core, then: &LogState) {
     let mut used: HashSet<u32> = HashSet::new();
     let kept = then.kept.iter().filter_map(|k| k.image.as_ref().map(|image| &image.map));
     for run in std::iter::once(&then.image.map).chain(kept).flat_map(BlockMap::iter) {
@@ -368,18 +384,20 @@ fn forget_objects(core: &Core, then: &LogState) {
             used.insert(object);
         }
     }
-    let mut state = core.state.write();
-    // An image that was read back since may point to anything.
-    if state.log.adoptions == then.adoptions {
-        let unused = |index: u32| then.objects.get(index).filter(|_| !used.contains(&index)).map(|object| object.uid);
-        let keep: Vec<u32> = state
-            .log
-            .objects
-            .iter()
-            .filter(|(index, object)| unused(*index) != Some(object.uid))
-            .map(|(index, _)| index)
-            .collect();
-        let keep: HashSet<u32> = keep.into_iter().collect();
-        state.log.objects.retain(|index| keep.contains(&index));
-    }
+    change(core, |log| {
+        // An image that was read back since may point to anything.
+        if log.adoptions == then.adoptions {
+            let unused = |index| then.objects.get(index).filter(|_| !used.contains(&index)).map(|object| object.uid);
+            let needed = log.objects.iter().filter(|(index, object)| unused(*index) != Some(object.uid));
+            let needed: HashSet<u32> = needed.map(|(index, _)| index).collect();
+            log.objects.retain(|index| needed.contains(&index));
+        }
+    })
+    .await;
+}
+
+/// Changes what is known of the log; not in the middle of an operation, which may have found there what it goes on from.
+async fn change<R>(core: &Core, change: impl FnOnce(&mut LogState) -> R) -> R {
+    let _calm = core.calm.lock().await;
+    change(&mut core.state.write().log)
 }
