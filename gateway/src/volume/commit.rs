@@ -13,7 +13,7 @@ use clonegate_core::format::clone::Durability;
 use clonegate_core::format::log::{Change, CommitHead, CommitRecord, Position, Run};
 use clonegate_core::ids::Sequence;
 use clonegate_core::limits::{COMMIT_BYTES_MAX, COMMIT_EXTENTS_MAX};
-use clonegate_core::units::{BLOCK_BYTES, BlockIndex};
+use clonegate_core::units::BlockIndex;
 use clonegate_core::{Error, ErrorKind, Result};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::core::{Batch, Core, Moment};
 use super::ops::Operation;
+use super::parts::{data_bytes, split};
 use super::room::Room;
 use super::unlink::Unlinking;
 use super::upkeep::{House, Round};
@@ -127,7 +128,8 @@ impl Committer {
     async fn run(mut self) {
         let core = Arc::clone(&self.core);
         let _committing = core.committing.lock().await;
-        loop {
+        // When it ends for another reason, what is on its way may come into the store or not, as after a crash.
+        while core.state.read().dead().is_none() {
             if let Err(error) = self.begin_unlink() {
                 return self.core.die(&error);
             }
@@ -237,6 +239,10 @@ impl Committer {
         }
         let core = Arc::clone(&self.core);
         let mut state = core.state.write();
+        // What is open then is newer than what was dropped.
+        if state.dead().is_some() {
+            return None;
+        }
         let settings = &core.engine.settings;
         let wanted = all || core.progress.wanted.load(Ordering::Acquire) > self.begun;
         let late = |since: Option<Instant>| {
@@ -329,8 +335,13 @@ impl Committer {
     fn begin(&mut self, commit: Commit) -> Result<()> {
         let Commit { mut record, runs, newest, upto, room } = commit;
         record.at = self.next;
-        // What was applied is in the store.
-        record.settled = self.core.state.read().log.at.map_or(Sequence(0), |at| Sequence(at.sequence.0 + 1));
+        {
+            let state = self.core.state.read();
+            // What was accepted before it may have been dropped.
+            state.dead().map_or(Ok(()), |error| Err(error.clone()))?;
+            // What was applied is in the store.
+            record.settled = state.log.at.map_or(Sequence(0), |at| Sequence(at.sequence.0 + 1));
+        }
         self.next = self.next.next();
         let key = keys::log(record.clone, record.at.epoch, record.at.sequence);
         let (object, head) = super::tail::encode(record, &runs)?;
@@ -492,43 +503,6 @@ pub(super) fn closed(core: &Core) -> Error {
     Error::conflict("closed", "the volume was closed").on(core.record.name.to_string()).hint("open it again")
 }
 
-fn data_bytes(run: &Run) -> u64 {
-    if run.data.is_some() { run.blocks * BLOCK_BYTES } else { 0 }
-}
-
-/// Runs in pieces of what one record takes, in the order of the volume.
-pub(super) fn split(runs: Vec<Run>) -> Vec<Vec<Run>> {
-    let most = COMMIT_BYTES_MAX as u64 / 2;
-    let mut parts = vec![Vec::new()];
-    let mut bytes = 0;
-    for mut run in runs {
-        loop {
-            let length = data_bytes(&run);
-            let full = parts.last().is_some_and(|part: &Vec<Run>| part.len() >= RUNS_MAX);
-            let room = most - bytes;
-            if !full && length <= room {
-                bytes += length;
-                parts.last_mut().into_iter().for_each(|part| part.push(run.clone()));
-                break;
-            }
-            let blocks = room / BLOCK_BYTES;
-            if !full && blocks > 0 {
-                let cut = usize::try_from(blocks * BLOCK_BYTES).unwrap_or(usize::MAX);
-                let head = Run { start: run.start, blocks, data: run.data.as_ref().map(|data| data.slice(..cut)) };
-                run = Run {
-                    start: BlockIndex(run.start.0 + blocks),
-                    blocks: run.blocks - blocks,
-                    data: run.data.as_ref().map(|data| data.slice(cut..)),
-                };
-                parts.last_mut().into_iter().for_each(|part| part.push(head.clone()));
-            }
-            parts.push(Vec::new());
-            bytes = 0;
-        }
-    }
-    parts
-}
-
 /// Puts a record until it is there, or is somebody else's; a `cold` one is not expected to be read soon. An outage is waited out; another failure is told to those who
 /// flush, and tried again all the same.
 pub(super) async fn put(core: &Core, key: &Key, object: Bytes, cold: bool) -> Result<()> {
@@ -564,31 +538,5 @@ async fn pause(core: &Core, wait: Duration) -> Result<()> {
         // Nothing is ever acquired: it ends when it is closed.
         _ = core.given_up.acquire() => Err(closed(core)),
         () = core.engine.clock.sleep(core.engine.clock.jitter(wait)) => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_batch_is_cut_into_records_that_hold_it_all() {
-        let blocks = 5000u64;
-        let data = Bytes::from((0..blocks * BLOCK_BYTES).map(|b| (b >> 12) as u8).collect::<Vec<_>>());
-        let runs = vec![
-            Run { start: BlockIndex(7), blocks, data: Some(data) },
-            Run { start: BlockIndex(1 << 20), blocks: 1 << 30, data: None },
-        ];
-        let parts = split(runs);
-        assert_eq!(parts.len(), 5);
-        let mut next = 7;
-        for run in parts.iter().flatten().filter(|run| run.data.is_some()) {
-            assert_eq!(run.start.0, next);
-            let data = run.data.as_ref().expect("it was filtered for data");
-            assert_eq!(data.len() as u64, run.blocks * BLOCK_BYTES);
-            assert_eq!(data[0], (next - 7) as u8);
-            next += run.blocks;
-        }
-        assert_eq!(next, 7 + blocks);
     }
 }

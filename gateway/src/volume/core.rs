@@ -447,6 +447,7 @@ impl Core {
         self.publish(&state);
         drop(state);
         self.given_up.close();
+        self.wake.notify_one();
         if error.kind() == ErrorKind::Fenced {
             self.looked.forget();
         }
@@ -455,6 +456,14 @@ impl Core {
 }
 
 impl State {
+    /// Why the volume does no more, when that is so.
+    pub(super) fn dead(&self) -> Option<&Error> {
+        match &self.role {
+            Role::Dead(error) => Some(error),
+            Role::Reader | Role::Owner => None,
+        }
+    }
+
     /// The last epoch that wrote anything: ours, when we are the owner.
     pub(super) fn epoch(&self) -> Epoch {
         self.log.at.map_or(Epoch(0), |at| at.epoch)

@@ -9,6 +9,7 @@ mod core;
 mod fill;
 mod ops;
 mod own;
+mod parts;
 mod plan;
 mod read;
 mod room;

@@ -12,8 +12,9 @@ use clonegate_core::limits::COMMIT_BYTES_MAX;
 use clonegate_core::units::BLOCK_BYTES;
 use clonegate_core::{Error, ErrorKind, Result};
 
-use super::commit::{RUNS_MAX, put, split};
+use super::commit::{RUNS_MAX, put};
 use super::core::Core;
+use super::parts::split;
 use crate::delta::dirty::Dirty;
 use crate::delta::journal::Journal;
 use crate::delta::load::{End, Loaded, apply, load, read_head};

@@ -268,6 +268,8 @@ impl Simulation {
             loop {
                 match self.world.open(first).await {
                     Err(error) if error.code() == "already-open" => {}
+                    // What the journal has goes into the store first, when that has room.
+                    Err(error) if error.code() == "store-full" => tokio::time::sleep(Duration::from_secs(1)).await,
                     opened => return opened.expect("no faults"),
                 }
             }
