@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clonegate::exports::Detach;
 use clonegate::lifecycle::Gateway;
@@ -148,18 +150,24 @@ fn sealing_names_what_all_clones_would_share() {
     });
 }
 
+/// A gateway with four versions of template `t`, and how long a reset can be undone, if otherwise than usual.
+async fn four_versions(undo: Option<Duration>) -> (Lab, Arc<Gateway>) {
+    let mut lab = Lab::new(&["a"]);
+    lab.undo = undo.unwrap_or(lab.undo);
+    let gateway = lab.gateway(1).await;
+    for byte in 1..=4 {
+        version(&gateway, "t", byte).await;
+    }
+    (lab, gateway)
+}
+
 async fn numbers(gateway: &Gateway) -> Vec<u32> {
     gateway.show_template("t").await.unwrap().versions.iter().map(|v| v.number).collect()
 }
 
 fn old_versions_go_when_newer_ones_are_published_and_none_that_is_needed() {
     block_on(async {
-        let mut lab = Lab::new(&["a"]);
-        lab.undo = std::time::Duration::ZERO;
-        let gateway = lab.gateway(1).await;
-        for byte in 1..=4 {
-            version(&gateway, "t", byte).await;
-        }
+        let (_lab, gateway) = four_versions(Some(Duration::ZERO)).await;
         let first = clonegate::lifecycle::views::CreateClones { version: Some(1), ..order("c", "t", None) };
         gateway.create_clones(first, false).await.unwrap();
         assert_eq!(gateway.retain_template("t", Some(0), false).await.unwrap_err().code(), "bad-count");
@@ -224,11 +232,7 @@ fn empty_pool(name: &str, version: Option<u32>) -> CreatePool {
 
 fn what_a_pool_needs_is_neither_deleted_nor_left_to_retention() {
     block_on(async {
-        let lab = Lab::new(&["a"]);
-        let gateway = lab.gateway(1).await;
-        for byte in 1..=4 {
-            version(&gateway, "t", byte).await;
-        }
+        let (_lab, gateway) = four_versions(None).await;
         gateway.create_pool(empty_pool("pinned", Some(1)), false).await.unwrap();
         gateway.create_pool(empty_pool("latest", None), false).await.unwrap();
         refused(&gateway, Some(1), &["pools", "pinned"]).await;
@@ -257,12 +261,7 @@ fn what_a_pool_needs_is_neither_deleted_nor_left_to_retention() {
 
 fn what_an_update_needs_or_waits_for_is_neither_deleted_nor_left_to_retention() {
     block_on(async {
-        let mut lab = Lab::new(&["a"]);
-        lab.undo = std::time::Duration::ZERO;
-        let gateway = lab.gateway(1).await;
-        for byte in 1..=4 {
-            version(&gateway, "t", byte).await;
-        }
+        let (_lab, gateway) = four_versions(Some(Duration::ZERO)).await;
         let first = clonegate::lifecycle::views::CreateClones { version: Some(1), ..order("c", "t", Some(2)) };
         gateway.create_clones(first, false).await.unwrap();
         let to = |number| UpdateClones { template: "t".to_owned(), version: Some(number), ..UpdateClones::default() };
